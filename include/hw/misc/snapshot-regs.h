@@ -29,6 +29,9 @@
 /*
  * The registers are not part of a snapshot: a restore does not revert them.
  * R or W: the access that has a meaning. 64: eight bytes wide.
+ *
+ * PAGES is 0 where the way of putting RAM back does not count pages.
+ * NANOSECONDS is host time, from vCPU stopped to vCPU running.
  */
 #define SNAPSHOT_REG_COMMAND    0x000   /* W    SNAPSHOT_CMD_*, acts on SLOT */
 #define SNAPSHOT_REG_STATUS     0x000   /* R    SNAPSHOT_STATUS_* */
@@ -37,10 +40,8 @@
 #define SNAPSHOT_REG_FEATURES   0x00c   /* R    SNAPSHOT_FEATURE_* bits */
 #define SNAPSHOT_REG_ARGUMENT   0x010   /* RW64 the guest's own word */
 #define SNAPSHOT_REG_RESTORES   0x018   /* R64  of SLOT, since its save */
-#define SNAPSHOT_REG_PAGES      0x020   /* R64  RAM pages that the last restore
-                                                put back, 0 if not counted */
-#define SNAPSHOT_REG_NANOSECONDS 0x028  /* R64  host ns of the last restore,
-                                                vCPU stopped to running */
+#define SNAPSHOT_REG_PAGES      0x020   /* R64  put back by the last restore */
+#define SNAPSHOT_REG_NANOSECONDS 0x028  /* R64  that the last restore took */
 
 /* COMMAND */
 #define SNAPSHOT_CMD_SAVE       0x101   /* remember the machine in SLOT */
@@ -50,22 +51,19 @@
 /*
  * STATUS: what brought execution here, as the value of setjmp() does. The
  * instruction behind a SAVE sees SAVED the first time, RESTORED ever after.
+ * With ERROR set the command failed and changed nothing; the low bits say why.
  */
 #define SNAPSHOT_STATUS_NONE      0x000 /* no command yet */
 #define SNAPSHOT_STATUS_SAVED     0x101 /* this SAVE just finished */
 #define SNAPSHOT_STATUS_RESTORED  0x102 /* a RESTORE of this snapshot did */
 #define SNAPSHOT_STATUS_DISCARDED 0x103 /* this DISCARD just finished */
-#define SNAPSHOT_STATUS_ERROR     0x80000000u /* | SNAPSHOT_E_*: the command
-                                                 failed, changing nothing */
+#define SNAPSHOT_STATUS_ERROR     0x80000000u /* | SNAPSHOT_E_* */
 
-/* The low bits of a STATUS that has SNAPSHOT_STATUS_ERROR set */
 #define SNAPSHOT_E_COMMAND      1       /* unknown command */
 #define SNAPSHOT_E_EMPTY        2       /* no snapshot in this slot */
 #define SNAPSHOT_E_SLOT         3       /* no such slot */
-#define SNAPSHOT_E_UNSAVABLE    4       /* the machine cannot be saved; the
-                                           host is told why */
-#define SNAPSHOT_E_CHANGED      5       /* memory or a device came or went
-                                           since the save */
+#define SNAPSHOT_E_UNSAVABLE    4       /* cannot be saved; host knows why */
+#define SNAPSHOT_E_CHANGED      5       /* memory or a device came or went */
 #define SNAPSHOT_E_NOMEM        6       /* the host has no memory for it */
 #define SNAPSHOT_E_BUSY         7       /* another command is under way */
 
