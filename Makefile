@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Every target does the set-up that it needs; what is made lies in build/.
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make demo           build, then show the device on a real Linux guest
+#: make check          build, then run every test
+#: make build          build/qemu-system-x86_64; QEMU_SRC=dir for your own QEMU 10.0
+#: make style          check patches, scripts and documentation
+#: make compare        QEMU's own tests, with our change and without
+#: make export         take edits in build/qemu back into the repository
+#: make check-patches  do the patches apply exactly?
+#: make clean          remove build/
+
+demo: build
+	@scripts/demo
+
+build:
+	@scripts/build
+
+check: build
+	@scripts/check
+
+style:
+	@scripts/style
+
+compare: build
+	@scripts/compare
+
+export:
+	@scripts/export
+
+check-patches:
+	@scripts/check-patches
+
+clean:
+	rm -rf build
+
+.PHONY: help demo build check style compare export check-patches clean
