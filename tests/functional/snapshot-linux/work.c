@@ -6,11 +6,13 @@
  *     work host                      someone outside may do so
  *
  * Several processes do each their task: files, pipes, programs, timers,
- * floating point, memory. A task's result is a number that does not depend on
- * time or order. All tasks run twice, undisturbed and then saved and restored
- * in the middle, and must come to the same numbers. What a task can check at
- * once, it checks at once.
+ * floating point, memory, and a disk if there is one. A task's result is a
+ * number that does not depend on time or order. All tasks run twice,
+ * undisturbed and then saved and restored in the middle, and must come to the
+ * same numbers. What a task can check at once, it checks at once.
  */
+
+#define _GNU_SOURCE     /* O_DIRECT */
 
 #include <inttypes.h>
 #include <math.h>
@@ -297,6 +299,34 @@ static uint64_t task_memory(void)
     return h;
 }
 
+/* Disk: read /dev/vda past the page cache, here and there, each place twice */
+static uint64_t task_disk(void)
+{
+    enum { READS = 400, SIZE = 16384 };
+    static unsigned char buf[2][SIZE] __attribute__((aligned(PAGE)));
+    uint64_t h = HASH_START, seed = 4;
+    int fd = open("/dev/vda", O_RDONLY | O_DIRECT);
+    off_t blocks, at;
+    int i;
+
+    if (fd < 0) {
+        CHECK(errno == ENOENT);
+        return 0;
+    }
+    blocks = lseek(fd, 0, SEEK_END) / SIZE;
+    CHECK(blocks > 0);
+    for (i = 0; i < READS; i++) {
+        at = (off_t)(mix(&seed) % blocks) * SIZE;
+        memset(buf, i, sizeof(buf));
+        CHECK(pread(fd, buf[0], SIZE, at) == SIZE);
+        CHECK(pread(fd, buf[1], SIZE, at) == SIZE);
+        CHECK(!memcmp(buf[0], buf[1], SIZE));
+        h = hash(h, buf[0], SIZE);
+    }
+    close(fd);
+    return h;
+}
+
 static const struct task {
     const char *name;
     uint64_t (*run)(void);
@@ -306,6 +336,7 @@ static const struct task {
     { "pipes", task_pipes },
     { "timers", task_timers },
     { "memory", task_memory },
+    { "disk", task_disk },
 };
 
 #define TASKS   (sizeof(tasks) / sizeof(*tasks))

@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+#
+# Functional test of the snapshot device on a Linux guest
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+import os
+from pathlib import Path
+import random
+import re
+import time
+
+from qemu_test import QemuSystemTest
+
+
+class SnapshotLinux(QemuSystemTest):
+    """
+    Programs in a Linux guest save and restore it. Their sources lie in
+    tests/functional/snapshot-linux and contrib/snapshot; scripts/linux-guest
+    packs them with a kernel. QEMU_TEST_SNAPSHOT_LINUX names the directory
+    with vmlinuz and initramfs if it is not the repository's build/linux.
+    """
+
+    # What a kernel says that finds its time or memory to be wrong
+    COMPLAINTS = re.compile(r'clocksource.*unstable|backwards|soft lockup|'
+                            r'rcu.*stall|blocked for more|BUG:|Oops|WARNING:|'
+                            r'Call Trace|Kernel panic|segfault|hrtimer')
+
+    def setUp(self):
+        super().setUp()
+        self.serial = Path(self.log_file('serial.log'))
+
+    def boot(self, machine, run, *args):
+        """Start a guest that runs @run, words with commas between them."""
+        linux = os.getenv('QEMU_TEST_SNAPSHOT_LINUX')
+        if linux:
+            linux = Path(linux)
+        else:
+            linux = Path(__file__).resolve().parents[2] / 'build' / 'linux'
+        if not (linux / 'initramfs').exists():
+            self.skipTest(f'no initramfs in {linux}: run scripts/linux-guest')
+
+        self.serial.unlink(missing_ok=True)
+        self.set_machine(machine)
+        self.vm.add_args('-accel', 'tcg', '-m', '256', '-no-reboot',
+                         '-serial', f'file:{self.serial}',
+                         '-kernel', str(linux / 'vmlinuz'),
+                         '-initrd', str(linux / 'initramfs'),
+                         '-append', 'console=ttyS0 panic=-1 '
+                                    f'snapshot.run={run}', *args)
+        self.vm.launch()
+
+    def output(self):
+        """What the guest has printed so far, one string a line."""
+        try:
+            text = self.serial.read_text(errors='replace')
+        except FileNotFoundError:
+            return []
+        return text.replace('\r', '').split('\n')
+
+    def wait_for_line(self, line, timeout=60):
+        end = time.monotonic() + timeout
+        while line not in self.output():
+            self.assertTrue(self.vm.is_running(), f'QEMU ended before: {line}')
+            self.assertLess(time.monotonic(), end, f'no line: {line}')
+            time.sleep(0.02)
+
+    def finish(self, timeout=240):
+        """Let the guest end by itself; it must be content. Its output."""
+        self.vm.wait(timeout=timeout)
+        output = self.output()
+        program = [l for l in output if re.match('guest: .* exited', l)]
+        self.assertEqual(len(program), 1, output[-20:])
+        start = output.index('guest: go')
+        complaints = [l for l in output[start:] if self.COMPLAINTS.search(l)]
+        self.assertEqual(complaints, [])
+        self.assertRegex(program[0], r' exited with 0$', output[-20:])
+        return output
+
+    # The program of the 2022 mail
+
+    def do_demo(self, machine, *args):
+        self.boot(machine, 'demo,100', '-device', 'snapshot', *args)
+        output = self.finish()
+        told = [l for l in output if re.match(r'before:|middle:|after:', l)]
+        want = [r'before: a = 0$', r'middle: a = 1$',
+                r'before: a = 0, by restore 1, [1-9]\d* us$',
+                r'middle: a = 1$',
+                r'before: a = 0, by restore 2, [1-9]\d* us$',
+                r'middle: a = 1$',
+                r'before: a = 0, by restore 3, [1-9]\d* us$',
+                r'after:  a = 0, by restore 100; [1-9]\d* us each$']
+        self.assertEqual(len(told), len(want), told)
+        for line, pattern in zip(told, want):
+            self.assertRegex(line, pattern)
+
+    def test_demo_pc(self):
+        self.do_demo('pc')
+
+    def test_demo_q35(self):
+        self.do_demo('q35')
+
+    def test_demo_icount(self):
+        self.do_demo('pc', '-icount', 'shift=3,sleep=off')
+
+    # A workload whose result must not depend on how often it is restored
+
+    def do_work(self, machine, *args):
+        self.boot(machine, 'work,guest,1000,10', '-device', 'snapshot', *args)
+        output = self.finish()
+        self.assertIn('work: same result', output)
+        restored = [l for l in output if l.startswith('work: restored ')]
+        self.assertEqual(len(restored), 1)
+        self.assertIn('restored 1000 times, to 10 saves', restored[0])
+
+    def test_work_pc(self):
+        self.do_work('pc', '-smp', '1')
+
+    def test_work_pc_smp(self):
+        self.do_work('pc', '-smp', '2')
+
+    def test_work_q35(self):
+        self.do_work('q35', '-smp', '1')
+
+    def test_work_q35_smp(self):
+        self.do_work('q35', '-smp', '2')
+
+    def test_work_virtio(self):
+        disk = self.scratch_file('disk')
+        with open(disk, 'wb') as f:
+            f.write(random.Random(2).randbytes(16 << 20))
+        self.do_work('q35', '-smp', '2', '-device', 'virtio-net-pci',
+                     '-drive', f'if=virtio,format=raw,readonly=on,file={disk}')
+        disks = [l for l in self.output() if l.startswith('work: disk ')]
+        self.assertNotRegex(disks[0], ' 0000000000000000')
+
+    def do_work_host(self, machine, *args, saves=10, restores=300):
+        """
+        The same, at moments that no program in the guest chose: in the midst
+        of an interrupt, of a page fault, of a fork.
+        """
+        # Seeded, so that a failure has a chance to come back
+        rng = random.Random(1)
+
+        self.boot(machine, 'work,host', '-device', 'snapshot', *args)
+        self.wait_for_line('work: go')
+        for save in range(saves):
+            time.sleep(rng.uniform(0, 0.05))
+            self.vm.cmd('x-snapshot-device-save', slot=save % 3)
+            for _ in range(restores // saves):
+                time.sleep(rng.uniform(0, 0.01))
+                self.vm.cmd('x-snapshot-device-restore', slot=save % 3)
+        self.assertNotIn('work: same result', self.output(), 'ended too early')
+        self.assertIn('work: same result', self.finish())
+
+    def test_work_host_pc(self):
+        self.do_work_host('pc', '-smp', '1')
+
+    def test_work_host_pc_smp(self):
+        self.do_work_host('pc', '-smp', '2')
+
+    def test_work_host_q35(self):
+        self.do_work_host('q35', '-smp', '1')
+
+    def test_work_host_q35_smp(self):
+        self.do_work_host('q35', '-smp', '2')
+
+    # Clocks go on from the save, and a pending timer fires each time
+
+    def do_clock(self, machine, *args):
+        self.boot(machine, 'clock,1000', '-device', 'snapshot', *args)
+        output = self.finish()
+        lines = [l.split()[1:] for l in output if l.startswith('clock: ')]
+        count, mono, wall, fired = zip(*[map(int, l) for l in lines])
+        self.assertEqual(list(count), list(range(1001)))
+
+        # In microseconds since the save, of the first reading after it. What
+        # may come between is the guest's own work, such as an interrupt, and
+        # the translation of its code; that it is paid every time, and no more
+        # the thousandth time than at first, is the point.
+        for name, first in ('monotonic', mono), ('wall', wall):
+            self.log.info('%s: min %d median %d max %d us', name, min(first),
+                          sorted(first)[len(first) // 2], max(first))
+            self.assertGreaterEqual(min(first), 0)
+            self.assertLess(max(first), 500000)
+            creep = min(first[-100:]) - min(first[1:101])
+            self.assertLess(abs(creep), 3000, f'{name} clock creeps')
+        self.assertGreaterEqual(min(fired), 5000)
+        self.assertLess(max(fired), 500000)
+
+    def test_clock_pc(self):
+        self.do_clock('pc', '-smp', '1')
+
+    def test_clock_q35_smp(self):
+        self.do_clock('q35', '-smp', '2')
+
+    # The command-line tool
+
+    def test_ctl(self):
+        self.boot('pc', 'ctl', '-device', 'snapshot')
+        self.assertIn('ctl: ok', self.finish())
+
+    def test_absent(self):
+        self.boot('pc', 'snapshotctl,info')
+        self.vm.wait(timeout=60)
+        output = self.output()
+        self.assertIn('snapshotctl: no snapshot device: start QEMU with '
+                      '-device snapshot', output)
+        self.assertIn('guest: snapshotctl exited with 1', output)
+
+    # No memory is lost
+
+    def anonymous(self):
+        """QEMU's own memory in KiB: heap, stacks, and pages copied on write"""
+        text = Path(f'/proc/{self.vm.get_pid()}/smaps_rollup').read_text()
+        return int(re.search(r'^Anonymous: +(\d+)', text, re.M).group(1))
+
+    def test_soak(self):
+        """
+        The same amount of memory in the last tenth of many restores as in the
+        second. QEMU_TEST_SNAPSHOT_RESTORES says how many.
+        """
+        restores = int(os.getenv('QEMU_TEST_SNAPSHOT_RESTORES', '100000'))
+        samples = []
+
+        self.boot('pc', f'soak,{restores}', '-device', 'snapshot',
+                  '-nodefaults')
+        self.wait_for_line('soak: go')
+        while True:
+            slot = self.vm.cmd('x-query-snapshot-device')['slots'][0]
+            done = slot['restores']
+            samples.append((done, self.anonymous()))
+            if done > restores * 0.99:
+                break
+            time.sleep(0.1)
+        self.assertIn(f'soak: {restores} restores', self.finish())
+
+        def median(low, high):
+            part = [kib for done, kib in samples
+                    if low * restores <= done < high * restores]
+            self.assertGreater(len(part), 2, 'too few samples')
+            return sorted(part)[len(part) // 2]
+
+        early, late = median(0.1, 0.2), median(0.9, 1)
+        self.log.info('anonymous memory: %d KiB, later %d KiB', early, late)
+        self.assertLess(late - early, 1024, 'KiB more than at first')
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
