@@ -29,6 +29,7 @@ class SnapshotLinux(QemuSystemTest):
     def setUp(self):
         super().setUp()
         self.serial = Path(self.log_file('serial.log'))
+        self.serial.unlink(missing_ok=True)
 
     def boot(self, machine, run, *args):
         """Start a guest that runs @run, words with commas between them."""
@@ -40,7 +41,7 @@ class SnapshotLinux(QemuSystemTest):
         if not (linux / 'initramfs').exists():
             self.skipTest(f'no initramfs in {linux}: run scripts/linux-guest')
 
-        self.serial.unlink(missing_ok=True)
+        self.require_device('name "snapshot"')
         self.set_machine(machine)
         self.vm.add_args('-accel', 'tcg', '-m', '256', '-no-reboot',
                          '-serial', f'file:{self.serial}',
