@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Snapshot test guest: the state of devices
+ */
+
+#include "guest.h"
+
+/* ---------------------------------------------- registers of many devices */
+
+static uint32_t cmos_get(uint32_t index)
+{
+    outb(0x70, index);
+    return inb(0x71);
+}
+
+static void cmos_set(uint32_t index, uint32_t v)
+{
+    outb(0x70, index);
+    outb(0x71, v);
+}
+
+static uint32_t port_get(uint32_t port)
+{
+    return inb(port);
+}
+
+static void port_set(uint32_t port, uint32_t v)
+{
+    outb(port, v);
+}
+
+static uint32_t pci_get(uint32_t where)
+{
+    return pci_read(snapshot_devfn, where);
+}
+
+static void pci_set(uint32_t where, uint32_t v)
+{
+    pci_write(snapshot_devfn, where, v);
+}
+
+#define IOAPIC          0xfec00000u
+
+static uint32_t ioapic_get(uint32_t index)
+{
+    mmio_write(IOAPIC, index);
+    return mmio_read(IOAPIC + 0x10);
+}
+
+static void ioapic_set(uint32_t index, uint32_t v)
+{
+    mmio_write(IOAPIC, index);
+    mmio_write(IOAPIC + 0x10, v);
+}
+
+static uint32_t mmio_get(uint32_t addr)
+{
+    return mmio_read(addr);
+}
+
+static void mmio_set(uint32_t addr, uint32_t v)
+{
+    mmio_write(addr, v);
+}
+
+static uint32_t keyboard_get(uint32_t command)
+{
+    outb(0x64, command);
+    while (!(inb(0x64) & 1)) {
+        cpu_pause();
+    }
+    return inb(0x60);
+}
+
+static void keyboard_set(uint32_t command, uint32_t v)
+{
+    outb(0x64, command | 0x40);
+    outb(0x60, v);
+}
+
+static const struct {
+    const char *name;
+    uint32_t (*get)(uint32_t where);
+    void (*set)(uint32_t where, uint32_t v);
+    uint32_t where, flip;
+} registers[] = {
+    { "CMOS RAM", cmos_get, cmos_set, 0x50, 0xff },
+    { "RTC alarm", cmos_get, cmos_set, 0x01, 0x15 },
+    { "RTC register B", cmos_get, cmos_set, 0x0b, 0x20 },
+    { "PIC mask", port_get, port_set, 0x21, 0x28 },
+    { "second PIC's mask", port_get, port_set, 0xa1, 0x28 },
+    { "serial scratch", port_get, port_set, 0x3ff, 0xff },
+    { "serial LCR", port_get, port_set, 0x3fb, 0x1f },
+    { "serial MCR", port_get, port_set, 0x3fc, 0x10 },
+    { "serial IER", port_get, port_set, 0x3f9, 0x05 },
+    { "DMA page", port_get, port_set, 0x83, 0xff },
+    { "keyboard mode", keyboard_get, keyboard_set, 0x20, 0x10 },
+    { "PCI cache line", pci_get, pci_set, 0x0c, 0x10 },
+    { "PCI bus master", pci_get, pci_set, 0x04, 0x04 },
+    { "PCI interrupt line", pci_get, pci_set, 0x3c, 0x0f },
+    { "IOAPIC entry", ioapic_get, ioapic_set, 0x10 + 2 * 9, 0x55 },
+    { "APIC TPR", mmio_get, mmio_set, APIC_BASE + APIC_TPR, 0x20 },
+    { "APIC LDR", mmio_get, mmio_set, APIC_BASE + APIC_LDR, 0x0f000000 },
+    { "APIC error LVT", mmio_get, mmio_set, APIC_BASE + 0x370, 0x33 },
+    { "APIC timer divider", mmio_get, mmio_set, APIC_BASE + APIC_TIMER_DIV,
+      0x03 },
+    { "HPET comparator", mmio_get, mmio_set, 0xfed00128, 0x123456 },
+};
+
+/*
+ * Catches a device that is not saved or not loaded: a register of each, with
+ * its bits as they were at the save and flipped at the restore.
+ */
+CASE(registers)
+{
+    uint32_t before[ARRAY_SIZE(registers)];
+
+    for (unsigned flavour = 0; flavour < 2; flavour++) {
+        for (unsigned i = 0; i < ARRAY_SIZE(registers); i++) {
+            before[i] = registers[i].get(registers[i].where);
+        }
+
+        unsigned pass = snapshot_save();
+
+        for (unsigned i = 0; i < ARRAY_SIZE(registers); i++) {
+            uint32_t v = registers[i].get(registers[i].where);
+
+            check(v == before[i], "%s is %x, not %x, in pass %u",
+                  registers[i].name, v, before[i], pass);
+            registers[i].set(registers[i].where, v ^ registers[i].flip);
+            check(registers[i].get(registers[i].where) ==
+                  (v ^ registers[i].flip),
+                  "%s keeps %x, not %x", registers[i].name,
+                  registers[i].get(registers[i].where),
+                  v ^ registers[i].flip);
+        }
+        if (pass < 20) {
+            snapshot_restore();
+        }
+    }
+}
+
+/* -------------------------------------------------- queues in devices */
+
+#define UART            0x3f8
+
+static unsigned uart_drain(uint8_t first)
+{
+    unsigned n;
+
+    for (n = 0; inb(UART + 5) & 1; n++) {
+        check_equal("byte in the FIFO", inb(UART), first + n);
+    }
+    return n;
+}
+
+static void uart_fill(uint8_t first, unsigned n)
+{
+    while (n--) {
+        outb(UART, first++);
+        while (!(inb(UART + 5) & 0x20)) {
+            cpu_pause();
+        }
+    }
+}
+
+static unsigned keyboard_drain(uint8_t want)
+{
+    unsigned n;
+
+    for (n = 0; inb(0x64) & 1; n++) {
+        check_equal("byte from the keyboard", inb(0x60), want);
+    }
+    return n;
+}
+
+static void keyboard_fill(uint8_t v)
+{
+    outb(0x64, 0xd2);                   /* as if the keyboard had sent it */
+    outb(0x60, v);
+}
+
+/*
+ * Catches a queue whose section is absent from the snapshot when it is empty,
+ * and so keeps what came after the save; and one that is not put back.
+ */
+CASE(queues)
+{
+    outb(UART + 3, 3);                  /* 8n1 */
+    outb(UART + 2, 7);                  /* FIFO on, cleared */
+    outb(UART + 4, 0x10);               /* loop back */
+    uart_drain(0);
+    keyboard_drain(0);
+    for (unsigned n = 0; n <= 6; n += 3) {      /* bytes at the save */
+        uart_fill(0x40, n);
+        if (n) {
+            keyboard_fill(0x99);
+        }
+
+        unsigned pass = snapshot_save();
+
+        if (pass != 1) {                /* in pass 1: restore over full */
+            check_equal("bytes in the FIFO", uart_drain(0x40), n);
+            check_equal("bytes from the keyboard", keyboard_drain(0x99), !!n);
+        }
+        if (pass & 1) {
+            uart_fill(0x80 + pass, 4);
+            keyboard_fill(0x11);
+        }
+        if (pass < 20) {
+            snapshot_restore();
+        }
+        outb(UART + 2, 7);
+        while (inb(0x64) & 1) {
+            inb(0x60);
+        }
+    }
+}
+
+/*
+ * Catches a BAR that comes back in configuration space but not in the memory
+ * map, or the other way about. The device itself is moved.
+ */
+CASE(bar)
+{
+    uintptr_t home = snapshot_bar;
+    unsigned pass = snapshot_save();
+
+    check_equal("BAR0", pci_read(snapshot_devfn, 0x10) & ~0xfu, home);
+    check_equal("SLOTS", snapshot_read(SNAPSHOT_REG_SLOTS), 8);
+    snapshot_bar = 0xe0000000 + pass % 16 * SNAPSHOT_BAR_SIZE;
+    pci_write(snapshot_devfn, 0x10, snapshot_bar);
+    check_equal("SLOTS", snapshot_read(SNAPSHOT_REG_SLOTS), 8);
+    check(mmio_read(home + SNAPSHOT_REG_SLOTS) != 8, "BAR0 is at two places");
+    if (pass < 50) {
+        snapshot_restore();
+    }
+}
+
+/*
+ * Catches a snapshot that a reset of the machine destroys, or that does not
+ * restore across it. The machine boots again; only then does the first command
+ * succeed.
+ */
+CASE(reset)
+{
+    shared32 *stray = (uint32_t *)0x800000;
+    unsigned pass;
+
+    check_equal("SLOT", snapshot_read(SNAPSHOT_REG_SLOT), 0);
+    snapshot_write(SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_RESTORE);
+    check_equal("STATUS", snapshot_read(SNAPSHOT_REG_STATUS),
+                SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_EMPTY);
+    *stray = 0x1234;
+    write_db0(0x1234);
+    snapshot_select(1);
+    snapshot_select(0);
+    pass = snapshot_save();
+    check_equal("RAM", *stray, 0x1234);
+    check_equal("db0", read_db0(), 0x1234);
+    if (pass < 3) {
+        *stray = 0;
+        snapshot_select(5);
+        say("RESET\n");
+        outb(0xcf9, 2);
+        outb(0xcf9, 6);
+        for (;;) {
+            cpu_pause();
+        }
+    }
+}
+
+#define IDE             0x170           /* the pc's second channel */
+
+static void ide_wait(uint8_t mask, uint8_t want)
+{
+    while ((inb(IDE + 7) & mask) != want) {
+        cpu_pause();
+    }
+}
+
+/*
+ * Catches a transfer that is under way at the save or at the restore: half of
+ * a CD-ROM drive's IDENTIFY PACKET DEVICE has been read. Its state is in
+ * sections that are absent when the drive is idle.
+ */
+CASE(ide)
+{
+    uint16_t reference[256], v;
+    unsigned pass;
+
+    outb(IDE + 6, 0xa0);
+    for (unsigned round = 0; round < 2; round++) {
+        outb(IDE + 7, 0xa1);
+        ide_wait(0x88, 0x08);
+        for (unsigned i = 0; i < 256; i++) {
+            reference[i] = inw(IDE);
+        }
+        ide_wait(0x88, 0);
+    }
+
+    outb(IDE + 7, 0xa1);
+    ide_wait(0x88, 0x08);
+    for (unsigned i = 0; i < 100; i++) {
+        v = inw(IDE);
+        check_equal("word of the drive's identity", v, reference[i]);
+    }
+    pass = snapshot_save();             /* busy; idle or busy at restore */
+    for (unsigned i = 100; i < (pass & 1 ? 256 : 200); i++) {
+        v = inw(IDE);
+        check_equal("word of the drive's identity", v, reference[i]);
+    }
+    if (pass < 20) {
+        snapshot_restore();
+    }
+
+    for (unsigned i = 200; i < 256; i++) {
+        inw(IDE);
+    }
+    ide_wait(0x88, 0);
+    pass = snapshot_save();             /* idle; busy at restore */
+    check_equal("drive's status", inb(IDE + 7) & 0x88, 0);
+    outb(IDE + 7, 0xa1);
+    ide_wait(0x88, 0x08);
+    for (unsigned i = 0; i < 50; i++) {
+        v = inw(IDE);
+        check_equal("word of the drive's identity", v, reference[i]);
+    }
+    if (pass < 20) {
+        snapshot_restore();
+    }
+}

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Snapshot test guest: more than one CPU
+ */
+
+#include "guest.h"
+
+#define WAKE_VECTOR     0x50
+
+/* A line each, so that no CPU waits for another's */
+static struct {
+    shared32 count;
+    uint32_t pad[15];
+} chain[MAX_CPUS] __attribute__((aligned(64)));
+
+/* No counts: waits until @cpu has counted @by more. */
+static void wait_for_progress(unsigned cpu, uint32_t by)
+{
+    uint32_t from = chain[cpu].count;
+
+    while (chain[cpu].count - from < by) {
+        cpu_pause();
+    }
+}
+
+/*
+ * Counts in memory, in a general register and in a vector register; the three
+ * are equal in each round or something was torn.
+ */
+static void count_chain(unsigned cpu)
+{
+    uint32_t memory, reg, vector;
+
+    write_cr0(read_cr0() & ~(CR0_EM | CR0_TS));
+    write_cr4(read_cr4() | CR4_OSFXSR);
+    asm volatile("pxor %%xmm0, %%xmm0\n"
+                 "mov $1, %%eax\n"
+                 "movd %%eax, %%xmm1\n"
+                 "xor %[reg], %[reg]\n"
+                 "1: incl %[count]\n"
+                 "inc %[reg]\n"
+                 "paddd %%xmm1, %%xmm0\n"
+                 "movd %%xmm0, %[vector]\n"
+                 "mov %[count], %[memory]\n"
+                 "cmp %[reg], %[memory]\n"
+                 "jne 2f\n"
+                 "cmp %[reg], %[vector]\n"
+                 "je 1b\n"
+                 "2:\n"
+                 : [count] "+m"(chain[cpu].count), [reg] "=&r"(reg),
+                   [memory] "=&r"(memory), [vector] "=&r"(vector)
+                 : : "eax", "cc");
+    fail("CPU %u counts %u in memory, %u and %u in registers",
+         cpu, memory, reg, vector);
+}
+
+/*
+ * Catches a CPU whose registers and memory are of different moments, one that
+ * runs between the restore of the two, and one that is not put back at all.
+ */
+CASE(smp)
+{
+    unsigned cpus = cpu_count(), n = option("n", 1000);
+    uint32_t saved[MAX_CPUS] = { 0 };
+
+    for (unsigned cpu = 1; cpu < cpus; cpu++) {
+        ap_start(cpu, count_chain);
+    }
+    for (unsigned cpu = 1; cpu < cpus; cpu++) {
+        wait_for_progress(cpu, 1000);
+        saved[cpu] = chain[cpu].count;
+    }
+    /*
+     * carried: low half, CPU 1's count at the restore; high half, how often
+     * it was less than that afterwards
+     */
+    snapshot_write(SNAPSHOT_REG_ARGUMENT + 4, 0);
+
+    unsigned pass = snapshot_save();
+
+    if (pass && chain[1].count - saved[1] < carried() - saved[1]) {
+        snapshot_write(SNAPSHOT_REG_ARGUMENT + 4,
+                       snapshot_read(SNAPSHOT_REG_ARGUMENT + 4) + 1);
+    }
+    for (unsigned cpu = 1; cpu < cpus; cpu++) {
+        check(chain[cpu].count >= saved[cpu], "CPU %u at %u, saved after %u",
+              cpu, chain[cpu].count, saved[cpu]);
+        wait_for_progress(cpu, pass % 8 ? 100 : 100000);
+    }
+    if (pass < n) {
+        carry(chain[1].count);
+        snapshot_restore();
+    }
+    /* A busy host may let CPU 1 get ahead of CPU 0, but not as a rule. */
+    check(snapshot_read(SNAPSHOT_REG_ARGUMENT + 4) > n / 10,
+          "CPU 1 went back in %u of %u restores",
+          snapshot_read(SNAPSHOT_REG_ARGUMENT + 4), n);
+}
+
+static shared32 woken;
+
+static void wake(struct frame *frame)
+{
+    (void)frame;
+    woken++;
+    apic_write(APIC_EOI, 0);
+}
+
+static void halt_then_count(unsigned cpu)
+{
+    while (!woken) {
+        asm volatile("sti; hlt");
+    }
+    for (;;) {
+        chain[cpu].count++;
+    }
+}
+
+/*
+ * Catches a CPU that is halted at the save and runs after the restore, or does
+ * not wake any more.
+ */
+CASE(smp_halted)
+{
+    unsigned last = cpu_count() - 1;
+
+    irq_handle(WAKE_VECTOR, wake);
+    ap_start(last, halt_then_count);
+    delay_us(2000);                     /* it has halted by then */
+
+    unsigned pass = snapshot_save();
+
+    delay_us(pass & 1 ? 300 : 0);
+    check_equal("woken", woken, 0);
+    check_equal("count", chain[last].count, 0);
+    apic_send(last, ICR_FIXED | WAKE_VECTOR);
+    while (!woken) {
+        cpu_pause();
+    }
+    wait_for_progress(last, 10);
+    check_equal("woken", woken, 1);
+    if (pass < 500) {
+        snapshot_restore();
+    }
+}
+
+static void halt_for_good(struct frame *frame)
+{
+    (void)frame;
+    woken++;
+    for (;;) {
+        asm volatile("cli; hlt");
+    }
+}
+
+static void count_with_interrupts(unsigned cpu)
+{
+    asm volatile("sti");
+    for (;;) {
+        chain[cpu].count++;
+    }
+}
+
+/* Catches a CPU that runs at the save, is halted later and does not run on. */
+CASE(smp_running)
+{
+    unsigned last = cpu_count() - 1;
+
+    irq_handle(WAKE_VECTOR, halt_for_good);
+    ap_start(last, count_with_interrupts);
+
+    unsigned pass = snapshot_save();
+
+    wait_for_progress(last, 10);
+    check_equal("woken", woken, 0);
+    if (pass & 1) {
+        apic_send(last, ICR_FIXED | WAKE_VECTOR);
+        while (!woken) {
+            cpu_pause();
+        }
+    } else {
+        apic_send(last, ICR_INIT);      /* back to waiting for a SIPI */
+    }
+    if (pass & 2) {
+        delay_us(200);                  /* it has halted by then */
+    }
+    if (pass < 500) {
+        snapshot_restore();
+    }
+}
+
+static void count(unsigned cpu)
+{
+    for (;;) {
+        chain[cpu].count++;
+    }
+}
+
+/*
+ * Catches a CPU that waits for a SIPI at the save and is started after it:
+ * the restore must make it wait again, and a SIPI alone start it.
+ */
+CASE(smp_waiting)
+{
+    unsigned last = cpu_count() - 1;
+
+    ap_start(last, count);
+    apic_send(last, ICR_INIT);
+    delay_us(2000);
+    chain[last].count = 0;
+
+    unsigned pass = snapshot_save();
+
+    delay_us(pass & 1 ? 300 : 0);
+    check_equal("count", chain[last].count, 0);
+    apic_send(last, ICR_SIPI | AP_TRAMPOLINE / PAGE_SIZE);
+    wait_for_progress(last, 10);
+    if (pass < 300) {
+        snapshot_restore();
+    }
+}
+
+static shared32 cross_pass;
+
+static void save_here(unsigned cpu)
+{
+    unsigned pass = snapshot_save();
+
+    cross_pass = pass + 1;
+    count_chain(cpu);
+}
+
+/* Catches what holds only for the CPU that saves: another one restores. */
+CASE(smp_cross)
+{
+    unsigned last = cpu_count() - 1;
+    uint32_t seen;
+
+    carry(0);
+    ap_start(last, save_here);
+    while (!cross_pass) {
+        cpu_pause();
+    }
+    seen = cross_pass - 1;
+    check(seen == carried(), "pass %u, not %u", seen, carried());
+    wait_for_progress(last, 10);
+    if (seen < 500) {
+        carry(seen + 1);
+        snapshot_restore();
+    }
+}
+
+static shared32 race;
+
+static void restore_at_once(unsigned cpu)
+{
+    while (!race) {
+        chain[cpu].count++;
+    }
+    for (;;) {
+        snapshot_write(SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_RESTORE);
+    }
+}
+
+/* Catches commands of several CPUs at the same moment that upset each other. */
+CASE(smp_race)
+{
+    for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
+        ap_start(cpu, restore_at_once);
+    }
+
+    unsigned pass = snapshot_save();
+
+    check(!race, "not restored in pass %u", pass);
+    for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
+        wait_for_progress(cpu, 10);
+    }
+    if (pass < 500) {
+        race = true;
+        for (;;) {
+            snapshot_write(SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_RESTORE);
+        }
+    }
+}

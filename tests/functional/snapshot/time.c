@@ -1,0 +1,382 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Snapshot test guest: timers, clocks and interrupts on their way
+ */
+
+#include "guest.h"
+
+#define PERIOD_US       3000            /* what every timer is armed for */
+#define APIC_VECTOR     0x40
+
+#define HPET_BASE       0xfed00000u
+#define HPET_PERIOD     0x004           /* femtoseconds a tick */
+#define HPET_CONFIG     0x010           /* 1 enable, 2 legacy: IRQ 0 */
+#define HPET_COUNTER    0x0f0
+#define HPET_T0_CONFIG  0x100           /* 4 interrupt enable */
+#define HPET_T0_COMPARE 0x108
+
+static uint8_t cmos_read(uint8_t index)
+{
+    outb(0x70, index);
+    return inb(0x71);
+}
+
+static void cmos_write(uint8_t index, uint8_t v)
+{
+    outb(0x70, index);
+    outb(0x71, v);
+}
+
+static void pit_arm(void)
+{
+    uint16_t count = 1193182ull * PERIOD_US / 1000000;
+
+    pic_unmask(0);
+    outb(0x43, 0x30);                   /* channel 0, mode 0: once */
+    outb(0x40, count);
+    outb(0x40, count >> 8);
+}
+
+static void pit_stop(void)
+{
+    outb(0x43, 0x30);                   /* no count: waits for one */
+    pic_mask(0);
+}
+
+static void pit_ack(void)
+{
+    pic_eoi(0);
+}
+
+static void apic_arm(void)
+{
+    apic_write(APIC_TIMER_DIV, 0xb);    /* 1 GHz in QEMU */
+    apic_write(APIC_LVT_TIMER, APIC_VECTOR);
+    apic_write(APIC_TIMER_INIT, PERIOD_US * 1000);
+}
+
+static void apic_arm_periodic(void)
+{
+    apic_arm();
+    apic_write(APIC_LVT_TIMER, 0x20000 | APIC_VECTOR);
+}
+
+static void apic_stop(void)
+{
+    apic_write(APIC_LVT_TIMER, 0x10000);
+    apic_write(APIC_TIMER_INIT, 0);
+}
+
+static void apic_ack(void)
+{
+    apic_write(APIC_EOI, 0);
+}
+
+static void hpet_arm(void)
+{
+    uint32_t ticks = PERIOD_US * (1000000000u / mmio_read(HPET_BASE +
+                                                          HPET_PERIOD));
+
+    pic_unmask(0);
+    mmio_write(HPET_BASE + HPET_T0_CONFIG, 4);
+    mmio_write(HPET_BASE + HPET_CONFIG, 3);
+    mmio_write(HPET_BASE + HPET_T0_COMPARE,
+               mmio_read(HPET_BASE + HPET_COUNTER) + ticks);
+    mmio_write(HPET_BASE + HPET_T0_COMPARE + 4, 0);
+}
+
+static void hpet_stop(void)
+{
+    mmio_write(HPET_BASE + HPET_T0_CONFIG, 0);
+    mmio_write(HPET_BASE + HPET_CONFIG, 1);
+    pic_mask(0);
+}
+
+static void rtc_arm(void)
+{
+    pic_unmask(8);
+    cmos_write(0x0a, 0x28);             /* 256 Hz */
+    cmos_write(0x0b, cmos_read(0x0b) | 0x40);
+}
+
+static void rtc_stop(void)
+{
+    cmos_write(0x0b, cmos_read(0x0b) & ~0x40);
+    cmos_read(0x0c);
+    pic_mask(8);
+}
+
+static void rtc_ack(void)
+{
+    cmos_read(0x0c);
+    pic_eoi(8);
+}
+
+static const struct timer {
+    const char *name;
+    void (*arm)(void), (*stop)(void), (*ack)(void);
+    uint8_t vector;
+    uint16_t at_least_us;               /* from arm() to the interrupt */
+} timers[] = {
+    { "PIT", pit_arm, pit_stop, pit_ack, IRQ_BASE, PERIOD_US - 10 },
+    { "LAPIC", apic_arm, apic_stop, apic_ack, APIC_VECTOR, PERIOD_US - 10 },
+    { "LAPIC, periodic", apic_arm_periodic, apic_stop, apic_ack, APIC_VECTOR,
+      PERIOD_US - 10 },
+    { "HPET", hpet_arm, hpet_stop, pit_ack, IRQ_BASE, PERIOD_US - 10 },
+    { "RTC", rtc_arm, rtc_stop, rtc_ack, IRQ_BASE + 8, 0 },
+};
+
+#define SLACK_US        200000          /* a busy host may be that late */
+
+static const struct timer *timer_under_test;
+static shared32 timer_fired;
+static shared32 timer_eip;
+
+static void timer_interrupt(struct frame *frame)
+{
+    timer_fired++;
+    timer_eip = frame->eip;
+    timer_under_test->ack();
+}
+
+/* Has each timer in turn; %timer_fired counts its interrupts. */
+static void for_each_timer(void (*fn)(const struct timer *t))
+{
+    mmio_write(HPET_BASE + HPET_CONFIG, 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(timers); i++) {
+        timer_under_test = &timers[i];
+        timer_fired = 0;
+        irq_handle(timers[i].vector, timer_interrupt);
+        fn(&timers[i]);
+        timers[i].stop();
+        irq_handle(timers[i].vector, NULL);
+    }
+}
+
+static uint32_t elapsed_us(uint32_t since)
+{
+    return ((pm_timer() - since) & 0xffffff) * 100 / 358;
+}
+
+static void armed_at_save(const struct timer *t)
+{
+    uint32_t start = pm_timer(), us;
+    unsigned pass;
+
+    t->arm();
+    pass = snapshot_save();
+    check_equal("interrupts so far", timer_fired, 0);
+    while (!timer_fired) {
+        irq_enable_and_halt();
+    }
+    us = elapsed_us(start);
+    check(us >= t->at_least_us && us < PERIOD_US + SLACK_US,
+          "%s fired after %u us in pass %u", t->name, us, pass);
+    t->stop();
+    if (pass < option("n", 50)) {
+        snapshot_restore();
+    }
+}
+
+/*
+ * Catches a timer that is armed at the save and does not fire after each
+ * restore, or fires at once, though it had fired and been stopped. The CPU
+ * waits in HLT, so nothing else wakes it.
+ */
+CASE(timer_armed)
+{
+    for_each_timer(armed_at_save);
+}
+
+static void idle_at_save(const struct timer *t)
+{
+    unsigned pass = snapshot_save();
+
+    if (pass) {
+        asm volatile("sti");
+        delay_us(2 * PERIOD_US);
+        asm volatile("cli");
+        check(!timer_fired, "%s fired, armed after the save", t->name);
+    }
+    t->arm();
+    if (pass & 1) {
+        delay_us(2 * PERIOD_US);        /* it has expired, and is pending */
+    }
+    if (pass < 10) {
+        snapshot_restore();
+    }
+}
+
+/*
+ * Catches a timer, or its interrupt, that is armed after the save and lives
+ * on past the restore.
+ */
+CASE(timer_idle)
+{
+    for_each_timer(idle_at_save);
+}
+
+static void pending_at_save(const struct timer *t)
+{
+    uintptr_t behind;
+    unsigned pass;
+
+    t->arm();
+    delay_us(2 * PERIOD_US);
+    check_equal("interrupts so far", timer_fired, 0);
+    /* Interrupts come on after the store, so at the next instruction. */
+    asm volatile("movl $1f, %[behind]\n"
+                 "sti\n"
+                 "movl %[save], (%[bar])\n"
+                 "1: cli\n"
+                 : [behind] "=&r"(behind)
+                 : [bar] "r"(snapshot_bar), [save] "r"(SNAPSHOT_CMD_SAVE)
+                 : "memory");
+    pass = snapshot_read(SNAPSHOT_REG_RESTORES);
+    check(timer_fired == 1, "%u interrupts of the %s in pass %u",
+          timer_fired, t->name, pass);
+    check(timer_eip == behind, "%s interrupted at %x, not %x, in pass %u",
+          t->name, timer_eip, behind, pass);
+    t->stop();
+    asm volatile("sti; nop; nop; cli");
+    if (pass < 50) {
+        snapshot_restore();
+    }
+}
+
+/*
+ * Catches an interrupt that is lost or taken twice when it is pending at the
+ * save, and a saved program counter that is not the store's successor: the
+ * store is the one instruction between STI and the interrupt.
+ */
+CASE(timer_pending)
+{
+    for_each_timer(pending_at_save);
+}
+
+/*
+ * How far each clock is behind the save, for the host to judge: the time of
+ * the restores, and of the work between save and restore, must not show.
+ * Catches a TSC, PM timer or HPET that runs on, and one that creeps.
+ */
+CASE(clocks)
+{
+    mmio_write(HPET_BASE + HPET_CONFIG, 1);
+
+    uint32_t pm = pm_timer();
+    uint32_t hpet = mmio_read(HPET_BASE + HPET_COUNTER);
+    uint64_t tsc = rdtsc();
+    unsigned pass = snapshot_save();
+    uint64_t tsc_now = rdtsc();
+    uint32_t hpet_now = mmio_read(HPET_BASE + HPET_COUNTER);
+    uint32_t pm_now = pm_timer();
+
+    say("CLOCK %llx %x %x\n", tsc_now - tsc, hpet_now - hpet,
+        (pm_now - pm) & 0xffffff);
+    delay_us(2000);
+    say("WORK %llx %x %x\n", rdtsc() - tsc,
+        mmio_read(HPET_BASE + HPET_COUNTER) - hpet,
+        (pm_timer() - pm) & 0xffffff);
+    if (pass < option("n", 1000)) {
+        snapshot_restore();
+    }
+}
+
+/* ------------------------------------------ interrupt controllers' state */
+
+static shared32 ipis[256];
+
+static void ipi_without_eoi(struct frame *frame)
+{
+    ipis[frame->vector]++;
+}
+
+static bool apic_bit(unsigned reg, uint8_t vector)
+{
+    return apic_read(reg + vector / 32 * 0x10) >> vector % 32 & 1;
+}
+
+static void ipi_self(uint8_t vector)
+{
+    apic_send(apic_read(APIC_ID) >> 24, ICR_FIXED | vector);
+}
+
+static void interrupts_on_briefly(void)
+{
+    asm volatile("sti; nop; nop; nop; cli" : : : "memory");
+}
+
+/*
+ * Catches interrupts in service and interrupts requested, in the local APIC
+ * and in the PIC, that do not come back or do not go away.
+ */
+CASE(irqs)
+{
+    const uint8_t serviced = 0x61, requested = 0x51, later = 0x71;
+    unsigned pass;
+
+    irq_handle(serviced, ipi_without_eoi);
+    irq_handle(requested, ipi_without_eoi);
+    irq_handle(later, ipi_without_eoi);
+    ipi_self(serviced);
+    interrupts_on_briefly();
+    check_equal("first interrupt", ipis[serviced], 1);
+    ipi_self(requested);
+    interrupts_on_briefly();
+    check_equal("the lower one", ipis[requested], 0);
+
+    pass = snapshot_save();
+    check(apic_bit(APIC_ISR, serviced), "not in service, pass %u", pass);
+    check(apic_bit(APIC_IRR, requested), "not requested, pass %u", pass);
+    check(!apic_bit(APIC_ISR, later) && !apic_bit(APIC_IRR, later),
+          "requested after the save, pass %u", pass);
+    ipi_self(later);
+    if (pass & 1) {
+        interrupts_on_briefly();
+        check_equal("the higher one", ipis[later], 1);
+        apic_write(APIC_EOI, 0);
+    }
+    if (pass & 2) {
+        apic_write(APIC_EOI, 0);
+        interrupts_on_briefly();
+        check_equal("the lower one, at last", ipis[requested], 1);
+        check(apic_bit(APIC_ISR, requested), "lower one not in service");
+    }
+    if (pass < 50) {
+        snapshot_restore();
+    }
+
+    /* The PIC: its IRQ 0 in service, and its vectors moved after the save. */
+    irq_handle(IRQ_BASE, ipi_without_eoi);
+    apic_write(APIC_EOI, 0);
+    apic_write(APIC_EOI, 0);
+    apic_write(APIC_EOI, 0);
+    pit_arm();
+    while (!ipis[IRQ_BASE]) {
+        irq_enable_and_halt();
+    }
+    pass = snapshot_save();
+    outb(0x20, 0x0b);                   /* read the in-service register */
+    check_equal("PIC in service", inb(0x20), 1);
+    pit_arm();
+    delay_us(2 * PERIOD_US);
+    outb(0x20, 0x0a);
+    check_equal("PIC requested", inb(0x20) & 1, 1);
+    interrupts_on_briefly();
+    check_equal("interrupts of the PIC", ipis[IRQ_BASE], 1);
+    pic_eoi(0);
+    if (pass & 1) {
+        interrupts_on_briefly();
+        check_equal("interrupts of the PIC", ipis[IRQ_BASE], 2);
+        pic_eoi(0);
+    }
+    if (pass & 2) {
+        outb(0x20, 0x11);
+        outb(0x21, 0x80);
+        outb(0x21, 4);
+        outb(0x21, 1);
+    }
+    if (pass < 20) {
+        snapshot_restore();
+    }
+}

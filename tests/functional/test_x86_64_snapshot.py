@@ -1,0 +1,367 @@
+#!/usr/bin/env python3
+#
+# Functional test of the snapshot device on a bare-metal guest
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+import functools
+import os
+from pathlib import Path
+import re
+from statistics import median
+import subprocess
+import tempfile
+import time
+
+from qemu_test import QemuSystemTest
+from snapshot import build_guest
+
+# What the guest tells isa-debug-exit
+PASSED, FAILED = 33, 35
+
+
+@functools.cache
+def guest_directory():
+    return tempfile.TemporaryDirectory(prefix='qemu_func_test_snapshot_')
+
+
+@functools.cache
+def guest_image():
+    """The guest's path; what is wrong with the compiler; exactly one."""
+    image = os.getenv('QEMU_TEST_SNAPSHOT_GUEST')
+    if image:
+        return image, None
+    image = Path(guest_directory().name, 'guest.elf')
+    try:
+        build_guest(image)
+    except OSError as e:
+        return None, f'no compiler for the guest: {e}'
+    except subprocess.CalledProcessError as e:
+        return None, f'the guest does not compile: {e.stdout}'
+    return image, None
+
+
+class Guest:
+    """
+    A case of the guest each, to be found by its name in the guest's sources,
+    where it is said what it catches. The guest judges for itself; where it
+    takes a look from outside, the judgement is here.
+    """
+
+    accel = 'tcg'
+    device = 'snapshot'
+
+    def setUp(self):
+        super().setUp()
+        self.require_accelerator(self.accel)
+        self.require_device('name "snapshot"')
+        self.set_machine(self.machine)
+        self.console = Path(self.scratch_file('console'))
+
+    def start(self, case, *args, cpus=1, memory='32M', serial='null',
+              accel=None, **options):
+        image, reason = guest_image()
+        if reason:
+            self.skipTest(reason)
+        options = ' '.join(f'{k}={v}' for k, v in options.items())
+        self.vm.add_args('-nodefaults', '-accel', accel or self.accel,
+                         '-m', memory, '-smp', str(cpus), '-rtc', 'clock=vm',
+                         '-kernel', str(image),
+                         '-append', f'case={case} cpus={cpus} {options}',
+                         '-chardev', f'file,id=debug,path={self.console}',
+                         '-device', 'isa-debugcon,iobase=0xe9,chardev=debug',
+                         '-device', 'isa-debug-exit,iobase=0xf4,iosize=4',
+                         '-device', self.device, '-serial', serial, *args)
+        self.vm.launch()
+
+    def output(self):
+        try:
+            return self.console.read_text(errors='replace')
+        except FileNotFoundError:
+            return ''
+
+    def finish(self, timeout=120):
+        """Wait for the guest's own end, which must be a success."""
+        try:
+            self.vm.wait(timeout=timeout)
+        except Exception as e:
+            self.fail(f'no end ({e!r}): {self.output()[-500:]}')
+        output = self.output()
+        self.log.info('%s', output[-2000:])
+        self.assertEqual(self.vm.exitcode(), PASSED,
+                         output[-500:] + (self.vm.get_log() or ''))
+        return output
+
+    def run_case(self, case, *args, **options):
+        self.start(case, *args, **options)
+        return self.finish()
+
+    def wait_for(self, text, count=1):
+        end = time.monotonic() + 60
+        while self.output().count(text) < count:
+            self.assertTrue(self.vm.is_running(), self.output()[-500:])
+            self.assertLess(time.monotonic(), end, f'no "{text}"')
+            time.sleep(0.01)
+
+    # Precision
+
+    def test_precise(self):
+        self.run_case('precise', memory='8M')
+
+    def test_precise_smp2(self):
+        self.run_case('precise', memory='8M', cpus=2, n=1000)
+
+    def test_precise_smp4(self):
+        self.run_case('precise', memory='8M', cpus=4, n=1000)
+
+    def test_precise_restores(self):
+        self.run_case('precise_restores')
+
+    def test_precise_restores_smp4(self):
+        self.run_case('precise_restores', cpus=4, n=3000)
+
+    # The CPU
+
+    def test_gprs(self):
+        self.run_case('gprs')
+
+    def test_segments(self):
+        self.run_case('segments')
+
+    def test_fpu(self):
+        self.run_case('fpu')
+
+    def test_fpu_avx(self):
+        if self.accel == 'kvm':
+            self.run_case('fpu', '-cpu', 'max')
+        else:
+            self.run_case('fpu', '-cpu', 'max', avx=1)
+
+    def test_system(self):
+        self.run_case('system')
+
+    def test_breakpoint(self):
+        self.run_case('breakpoint')
+
+    def test_msrs(self):
+        self.run_case('msrs')
+
+    def test_msrs_max(self):
+        self.run_case('msrs', '-cpu', 'max')
+
+    def test_paging(self):
+        self.run_case('paging')
+
+    def test_long_mode(self):
+        self.run_case('long_mode')
+
+    def test_svm(self):
+        self.run_case('svm', '-cpu', 'max')
+
+    # Memory
+
+    def test_smc(self):
+        self.run_case('smc')
+
+    def test_smc_slots(self):
+        self.run_case('smc_slots')
+
+    def test_ram(self):
+        self.run_case('ram')
+
+    def test_slots(self):
+        self.run_case('slots')
+
+    def test_vram(self):
+        self.run_case('vram', '-vga', 'std')
+
+    def test_pam(self):
+        self.run_case('pam')
+
+    def test_dma(self):
+        blob = Path(self.scratch_file('blob'))
+        blob.write_bytes(b'\xb8\x0d\x60\x0d\x60\xc3' + os.urandom(65530))
+        self.run_case('dma', '-fw_cfg',
+                      f'name=opt/snapshot-test/blob,file={blob}')
+
+    def test_screen(self):
+        """
+        The host looks at the screen before and after. Catches a restore that
+        does not tell the display what it changed.
+        """
+        self.vm.set_console()
+        self.start('screen', '-vga', 'std', serial='none')
+        seen = {}
+        for i in range(4):
+            for state in 'restored' if i else 'saved', 'changed':
+                self.wait_for('SCREEN', 2 * i + 1 + (state == 'changed'))
+                image = self.scratch_file('screen')
+                self.vm.cmd('screendump', filename=image)
+                seen[state] = Path(image).read_bytes()
+                self.vm.console_socket.sendall(b'x')
+                if state == 'restored':
+                    self.assertEqual(seen['restored'], seen['saved'])
+            self.assertNotEqual(seen['changed'], seen['saved'])
+        self.finish()
+
+    # Time
+
+    def test_timer_armed(self):
+        self.run_case('timer_armed')
+
+    def test_timer_idle(self):
+        self.run_case('timer_idle')
+
+    def test_timer_pending(self):
+        self.run_case('timer_pending')
+
+    def clocks(self, *args, **options):
+        """By clock: what it shows after each restore, and after the work."""
+        output = self.run_case('clocks', *args, **options)
+        found = {word: [[int(n, 16) for n in line.split()]
+                        for line in re.findall(f'^{word} (.*)$', output, re.M)]
+                 for word in ('CLOCK', 'WORK')}
+        for i, name in enumerate(('TSC', 'HPET', 'PM timer')):
+            yield (name, [c[i] for c in found['CLOCK']],
+                   median(w[i] for w in found['WORK']))
+
+    def test_clocks(self):
+        """Catches a clock that does not go back, and one that creeps."""
+        for name, shown, work in self.clocks(n=1000):
+            self.assertEqual(len(shown), 1001)
+            self.log.info('%s: %s … %s, work %s', name, min(shown),
+                          max(shown), work)
+            self.assertLess(median(shown[1:]), work / 2, name)
+            self.assertLess(min(shown[-100:]) - min(shown[1:101]), work / 20,
+                            name)
+            self.assertLess(median(shown[-100:]) - median(shown[1:101]),
+                            work / 4, name)
+
+    def test_irqs(self):
+        self.run_case('irqs')
+
+    # Devices
+
+    def test_registers(self):
+        self.run_case('registers')
+
+    def test_queues(self):
+        self.run_case('queues')
+
+    def test_bar(self):
+        self.run_case('bar')
+
+    def test_reset(self):
+        output = self.run_case('reset')
+        self.assertEqual(output.count('RESET'), 3)
+
+    def test_stop(self):
+        """
+        Catches a restore that starts a machine which the user has stopped,
+        and one that floods the monitor with STOP and RESUME.
+        """
+        self.start('endless')
+        for _ in range(20):
+            self.wait_for('\n', self.output().count('\n') + 1)
+            self.vm.cmd('stop')
+            self.assertEqual(self.vm.cmd('query-status')['status'], 'paused')
+            before = self.output()
+            time.sleep(0.05)
+            self.assertEqual(self.vm.cmd('query-status')['status'], 'paused')
+            self.assertEqual(self.output(), before)
+            self.vm.cmd('cont')
+        self.wait_for('\n', self.output().count('\n') + 5)
+        events = [e['event'] for e in self.vm.get_qmp_events(wait=False)]
+        self.assertLessEqual(events.count('STOP'), 20)
+        self.assertLessEqual(events.count('RESUME'), 21)
+        self.vm.shutdown()
+
+    # More than one CPU
+
+    def test_smp2(self):
+        self.run_case('smp', cpus=2)
+
+    def test_smp4(self):
+        self.run_case('smp', cpus=4)
+
+    def test_smp_halted(self):
+        self.run_case('smp_halted', cpus=2)
+
+    def test_smp_running(self):
+        self.run_case('smp_running', cpus=2)
+
+    def test_smp_waiting(self):
+        self.run_case('smp_waiting', cpus=4)
+
+    def test_smp_cross(self):
+        self.run_case('smp_cross', cpus=4)
+
+    def test_smp_race(self):
+        self.run_case('smp_race', cpus=4)
+
+
+class Tcg(Guest):
+    """What only TCG has: threads to choose, counted instructions"""
+
+    ICOUNT = ('-icount', 'shift=3,sleep=off')
+
+    def test_a20(self):
+        self.run_case('a20')            # KVM has no A20
+
+    def test_single_thread_precise(self):
+        self.run_case('precise', memory='8M', cpus=2, n=300,
+                      accel='tcg,thread=single')
+
+    def test_single_thread_smp(self):
+        self.run_case('smp', cpus=4, accel='tcg,thread=single')
+
+    def test_single_thread_smp_waiting(self):
+        self.run_case('smp_waiting', cpus=2, accel='tcg,thread=single')
+
+    def test_icount_precise(self):
+        self.run_case('precise', *self.ICOUNT, memory='8M', n=1000)
+
+    def test_icount_precise_restores(self):
+        self.run_case('precise_restores', *self.ICOUNT, n=3000)
+
+    def test_icount_timer_armed(self):
+        self.run_case('timer_armed', *self.ICOUNT)
+
+    def test_icount_timer_pending(self):
+        self.run_case('timer_pending', *self.ICOUNT)
+
+    def test_icount_smp(self):
+        self.run_case('smp', *self.ICOUNT, cpus=2)
+
+    def test_icount_clocks(self):
+        """
+        With instructions counted, time is exact: catches one instruction too
+        many, or too few, between a restore and the reading of a clock.
+        """
+        for name, shown, _ in self.clocks(*self.ICOUNT, n=300):
+            self.assertEqual(set(shown), {shown[0]}, name)
+
+
+class PcTcg(Tcg, QemuSystemTest):
+    machine = 'pc'
+
+    def test_ide(self):
+        self.run_case('ide', '-drive', 'if=ide,index=2,media=cdrom')
+
+
+class Q35Tcg(Tcg, QemuSystemTest):
+    machine = 'q35'
+
+
+class PcKvm(Guest, QemuSystemTest):
+    machine = 'pc'
+    accel = 'kvm'
+
+
+class Q35Kvm(Guest, QemuSystemTest):
+    machine = 'q35'
+    accel = 'kvm'
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
