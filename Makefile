@@ -7,7 +7,7 @@ help:
 
 #: make demo           build, then show the device on a real Linux guest
 #: make check          build, then run every test; one: scripts/check NAME
-#: make build          build/qemu-system-x86_64; QEMU_SRC=dir for your own QEMU 10.0
+#: make build          build/qemu-system-x86_64; QEMU_SRC=dir: of your QEMU 10.0
 #: make style          check patches, scripts and documentation
 #: make compare        QEMU's own tests, with our change and without
 #: make export         take edits in build/qemu back into the repository

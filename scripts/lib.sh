@@ -22,7 +22,8 @@ python=/usr/bin/python3
 # serves both once the absolute part of a path is out of its key.
 export CCACHE_BASEDIR=$build CCACHE_NOHASHDIR=1
 
-export PYTHONPATH=$tools/usr/lib/python3/dist-packages${PYTHONPATH:+:$PYTHONPATH}
+packages=$tools/usr/lib/python3/dist-packages
+export PYTHONPATH=$packages${PYTHONPATH:+:$PYTHONPATH}
 
 say() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
