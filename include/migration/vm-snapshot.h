@@ -1,0 +1,123 @@
+/*
+ * The snapshot engine: save the whole running machine and put it back
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_VM_SNAPSHOT_H
+#define MIGRATION_VM_SNAPSHOT_H
+
+#include "qom/object.h"
+
+/**
+ * VMSnapshot: the engine with its slots
+ *
+ * It is the QOM child of the device that lets the guest use it, which is how
+ * QMP finds it.  All of a machine is saved, so that there can be only one.
+ */
+#define TYPE_VM_SNAPSHOT "vm-snapshot"
+OBJECT_DECLARE_SIMPLE_TYPE(VMSnapshot, VM_SNAPSHOT)
+
+/** VM_SNAPSHOT_SLOTS_MAX: an engine has 1 to this many slots */
+#define VM_SNAPSHOT_SLOTS_MAX 64
+
+typedef enum VMSnapshotOp {
+    VM_SNAPSHOT_NONE,
+    VM_SNAPSHOT_SAVE,
+    VM_SNAPSHOT_RESTORE,
+    VM_SNAPSHOT_DISCARD,
+} VMSnapshotOp;
+
+/**
+ * VMSnapshotDone: called when an operation has ended
+ * @opaque: as given to vm_snapshot_new()
+ * @op: the operation
+ * @ret: 0 or what vm_snapshot_run() returns; the host's own failures are told
+ *       to the host alone
+ *
+ * Called in the main loop with the BQL held, before the vCPUs run again.
+ */
+typedef void VMSnapshotDone(void *opaque, VMSnapshotOp op, int ret);
+
+typedef struct VMSnapshotConfig {
+    unsigned slots;             /* at most VM_SNAPSHOT_SLOTS_MAX */
+    const char *file;           /* for the RAM images, or NULL: in memory */
+    bool allow_writable_disks;  /* whose content will not be put back */
+    VMSnapshotDone *done;
+    void *opaque;
+} VMSnapshotConfig;
+
+/**
+ * vm_snapshot_new: create the engine
+ * @parent: owner; object_unparent() ends the engine
+ * @config: read during the call only
+ * @errp: set if a value is out of range, the file cannot be created or the
+ *        machine has an engine already
+ *
+ * Returns: the engine, a reference of @parent's
+ */
+VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
+                            Error **errp);
+
+/**
+ * vm_snapshot_request: start an operation from a register access
+ *
+ * Called with the BQL held.  The calling vCPU, if it is one, stops after the
+ * instruction that it is in; the operation runs in the main loop, with all
+ * vCPUs stopped, and then the vCPUs run on.  It ends with the done callback,
+ * failures are reported to the host too.
+ *
+ * Returns: 0, or -EBUSY if an operation is under way
+ */
+int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot);
+
+/**
+ * vm_snapshot_cancel: forget a request that has not started
+ *
+ * For a reset: whoever made the request is no more.  The BQL is held.
+ */
+void vm_snapshot_cancel(VMSnapshot *s);
+
+/**
+ * vm_snapshot_run: carry an operation out
+ *
+ * Called in the main loop with the BQL held; a request of the guest's that has
+ * not started is carried out before it.  A machine that was running runs on
+ * afterwards, one that was stopped stays so.
+ *
+ * Returns: 0, or with @errp set and nothing changed
+ *   -ENOENT    there is no snapshot in the slot
+ *   -EINVAL    there is no such slot
+ *   -ENOTSUP   the machine cannot be saved, or not now
+ *   -ESTALE    RAM or devices are not those that were saved
+ *   -ENOMEM    the host lacks memory for it
+ *   -EIO       the restore failed half way: the machine is stopped for good
+ */
+int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
+                    Error **errp);
+
+/** vm_snapshot_restores: how often the slot was restored since its save */
+uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot);
+
+/** vm_snapshot_last_ns: time that the last restore took, in ns */
+uint64_t vm_snapshot_last_ns(const VMSnapshot *s);
+
+/** vm_snapshot_last_pages: pages that it put back, 0 if not counted */
+uint64_t vm_snapshot_last_pages(const VMSnapshot *s);
+
+/**
+ * vm_snapshot_query: what x-query-snapshot-device tells
+ *
+ * Returns: to be freed with qapi_free_SnapshotDeviceInfo()
+ */
+struct SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s);
+
+/**
+ * vm_snapshot_in_progress: is the state of the machine being saved or loaded
+ * for a snapshot of this engine?
+ *
+ * For devices' VMState: what is not to be put back by a restore.
+ */
+bool vm_snapshot_in_progress(const VMSnapshot *s);
+
+#endif /* MIGRATION_VM_SNAPSHOT_H */

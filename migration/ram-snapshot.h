@@ -1,0 +1,90 @@
+/*
+ * RAM snapshots: the content of all RAM blocks, kept to be put back
+ *
+ * Everything here runs in the main loop with the BQL held and the vCPUs
+ * stopped, unless noted.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_RAM_SNAPSHOT_H
+#define MIGRATION_RAM_SNAPSHOT_H
+
+/** RAMSnapshotStore: where images are kept, one file for all of them */
+typedef struct RAMSnapshotStore RAMSnapshotStore;
+
+/** RAMSnapshot: one image of all RAM */
+typedef struct RAMSnapshot RAMSnapshot;
+
+/**
+ * ram_snapshot_store_new: open the file that images are kept in
+ * @path: file to create, mode 0600, or NULL for anonymous memory
+ * @errp: set if it exists already or cannot be created
+ *
+ * The file is removed again by ram_snapshot_store_free().
+ */
+RAMSnapshotStore *ram_snapshot_store_new(const char *path, Error **errp);
+
+/** ram_snapshot_store_free: all images were freed before; NULL is allowed */
+void ram_snapshot_store_free(RAMSnapshotStore *store);
+
+/**
+ * ram_snapshot_blocked: is there RAM that could not be put back?
+ * @errp: set to the RAM block's name and the reason
+ */
+bool ram_snapshot_blocked(Error **errp);
+
+/**
+ * ram_snapshot_save: write all RAM into a new image
+ *
+ * Takes time and host memory in proportion to the RAM that is not zero.  RAM
+ * itself is not touched.  Until the image is freed, ram_block_discard_disable()
+ * is held.
+ *
+ * Returns: the image, or NULL with @errp set
+ */
+RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp);
+
+/**
+ * ram_snapshot_matches: is RAM still made of the blocks that were saved?
+ * @errp: set to the first block that came, went or changed its size
+ */
+bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp);
+
+/**
+ * ram_snapshot_prepare: do what may fail of a restore
+ *
+ * ram_snapshot_matches() holds.  To be followed by ram_snapshot_restore() or
+ * ram_snapshot_cancel().
+ *
+ * Returns: false with @errp set if the host has no memory for it; RAM is then
+ * as it was
+ */
+bool ram_snapshot_prepare(RAMSnapshot *snap, Error **errp);
+
+/** ram_snapshot_cancel: take ram_snapshot_prepare() back */
+void ram_snapshot_cancel(RAMSnapshot *snap);
+
+/**
+ * ram_snapshot_restore: put all RAM back
+ *
+ * After ram_snapshot_prepare().  Dirty bitmaps are set, translated code and
+ * TLBs are the caller's to flush.
+ *
+ * Returns: false with @errp set if RAM is left in an undefined state
+ */
+bool ram_snapshot_restore(RAMSnapshot *snap, Error **errp);
+
+/** ram_snapshot_size: bytes of RAM in the image, holes counted in full */
+uint64_t ram_snapshot_size(const RAMSnapshot *snap);
+
+/**
+ * ram_snapshot_free: forget an image; NULL is allowed
+ *
+ * If RAM is mapped from it, its memory is freed by the next restore of another.
+ */
+void ram_snapshot_free(RAMSnapshot *snap);
+
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(RAMSnapshot, ram_snapshot_free)
+
+#endif /* MIGRATION_RAM_SNAPSHOT_H */

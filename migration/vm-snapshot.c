@@ -1,0 +1,509 @@
+/*
+ * The snapshot engine: save the whole running machine and put it back
+ *
+ * The order of things in a save and in a restore.  How RAM is put back is in
+ * ram-snapshot.c, CPUs and devices are savevm.c's.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/timer.h"
+#include "qapi/error.h"
+#include "qapi/qapi-events-run-state.h"
+#include "qapi/qapi-types-migration.h"
+#include "block/block.h"
+#include "hw/core/cpu.h"
+#include "migration/global_state.h"
+#include "migration/misc.h"
+#include "migration/vm-snapshot.h"
+#include "system/block-backend.h"
+#include "system/cpu-timers.h"
+#include "system/cpus.h"
+#include "system/replay.h"
+#include "system/reset.h"
+#include "system/runstate.h"
+#include "migration.h"
+#include "ram-snapshot.h"
+#include "savevm.h"
+#include "trace.h"
+
+/* Restores that the percentiles of x-query-snapshot-device are taken over. */
+#define RESTORE_TIMES 1024
+
+typedef struct VMSnapshotSlot {
+    RAMSnapshot *ram;           /* NULL in an empty slot */
+    DeviceStateImage *devices;
+    bool suspended;             /* the guest slept (ACPI S3) */
+    uint64_t restores;
+} VMSnapshotSlot;
+
+struct VMSnapshot {
+    Object parent_obj;
+
+    VMSnapshotConfig config;
+    VMSnapshotSlot *slots;
+    RAMSnapshotStore *store;
+
+    /* A request made by vm_snapshot_request() that @bh is to carry out. */
+    QEMUBH *bh;
+    bool requested;
+    VMSnapshotOp op;
+    unsigned slot;
+    int64_t since;
+
+    bool in_progress;
+    char *last_refusal;         /* told the host already */
+    uint64_t restores;
+    uint64_t times[RESTORE_TIMES];      /* ns; a ring, by @restores */
+};
+
+static bool vm_snapshot_not_now(Error **errp)
+{
+    if (replay_mode != REPLAY_MODE_NONE) {
+        error_setg(errp, "Record/replay is active");
+    } else if (migration_is_running()) {
+        error_setg(errp, "A migration is in progress");
+    } else if (runstate_check(RUN_STATE_INMIGRATE) ||
+               runstate_check(RUN_STATE_FINISH_MIGRATE) ||
+               runstate_check(RUN_STATE_POSTMIGRATE) ||
+               runstate_check(RUN_STATE_COLO)) {
+        error_setg(errp, "The machine is being, or was, migrated (%s)",
+                   RunState_str(runstate_get()));
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static bool vm_snapshot_has_writable_disk(Error **errp)
+{
+    BlockBackend *blk;
+
+    for (blk = blk_all_next(NULL); blk; blk = blk_all_next(blk)) {
+        if (blk_get_attached_dev(blk) && blk_is_inserted(blk) &&
+            blk_supports_write_perm(blk)) {
+            g_autofree char *id = blk_get_attached_dev_id(blk);
+
+            error_setg(errp, "Disk of '%s' is writable, and a restore does "
+                       "not put back what is written to it", id);
+            error_append_hint(errp, "Make it read-only, or accept that with "
+                              "allow-writable-disks=on.\n");
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool vm_snapshot_cannot_save(VMSnapshot *s, Error **errp)
+{
+    if (runstate_needs_reset()) {
+        error_setg(errp, "The machine is stopped until its next reset (%s)",
+                   RunState_str(runstate_get()));
+        return true;
+    }
+    if (!s->config.allow_writable_disks &&
+        vm_snapshot_has_writable_disk(errp)) {
+        return true;
+    }
+    return migration_is_blocked(errp) || qemu_device_state_blocked(errp) ||
+        ram_snapshot_blocked(errp);
+}
+
+/*
+ * vm_stop() and vm_start() without their events: thousands of them a second
+ * would tell a management application nothing.
+ */
+static RunState vm_snapshot_quiesce(RunState state)
+{
+    RunState was = runstate_get();
+
+    if (runstate_is_live(was)) {
+        vm_set_suspended(was == RUN_STATE_SUSPENDED);
+        runstate_set(state);
+        cpu_disable_ticks();
+        if (was == RUN_STATE_RUNNING) {
+            pause_all_vcpus();
+        }
+        vm_state_notify(0, state);
+    }
+    bdrv_drain_all_begin();
+    return was;
+}
+
+static void vm_snapshot_resume(RunState was)
+{
+    bdrv_drain_all_end();
+    if (runstate_is_live(was)) {
+        RunState state = vm_get_suspended() ? RUN_STATE_SUSPENDED
+                                            : RUN_STATE_RUNNING;
+
+        cpu_enable_ticks();
+        runstate_set(state);
+        vm_state_notify(1, state);
+        vm_set_suspended(false);
+    }
+    resume_all_vcpus();
+}
+
+/* Neither the old state nor the new: the guest must not run again. */
+static void vm_snapshot_stop_for_good(RunState was)
+{
+    bdrv_drain_all_end();
+    if (runstate_is_live(was)) {
+        /* There is no direct way out of RESTORE_VM. */
+        runstate_set(RUN_STATE_RUNNING);
+        runstate_set(RUN_STATE_INTERNAL_ERROR);
+        qapi_event_send_stop();
+    }
+}
+
+static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
+{
+    ram_snapshot_free(slot->ram);
+    qemu_device_state_free(slot->devices);
+    *slot = (VMSnapshotSlot) { };
+}
+
+static int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
+{
+    g_autoptr(RAMSnapshot) ram = NULL;
+    g_autoptr(DeviceStateImage) devices = NULL;
+    int64_t t_stop = get_clock(), t_devices, t_ram, t_end;
+    VMSnapshotSlot *slot = &s->slots[n];
+    RunState was;
+
+    if (vm_snapshot_not_now(errp) || vm_snapshot_cannot_save(s, errp)) {
+        return -ENOTSUP;
+    }
+
+    /* Loading the section that holds it fails if it is empty. */
+    global_state_store();
+    was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
+    t_devices = get_clock();
+    devices = qemu_device_state_save(errp);
+    t_ram = get_clock();
+    if (devices) {
+        ram = ram_snapshot_save(s->store, errp);
+    }
+    t_end = get_clock();
+
+    if (ram) {
+        trace_vm_snapshot_save(n, ram_snapshot_size(ram),
+                               qemu_device_state_size(devices),
+                               t_devices - t_stop, t_ram - t_devices,
+                               t_end - t_ram);
+        vm_snapshot_clear_slot(slot);
+        slot->ram = g_steal_pointer(&ram);
+        slot->devices = g_steal_pointer(&devices);
+        slot->suspended = vm_get_suspended();
+        s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, 0);
+        vm_snapshot_resume(was);
+        return 0;
+    }
+    vm_snapshot_resume(was);
+    return devices ? -ENOMEM : -ENOTSUP;
+}
+
+static void vm_snapshot_count(VMSnapshot *s, VMSnapshotSlot *slot, int64_t ns)
+{
+    s->times[s->restores++ % RESTORE_TIMES] = ns;
+    slot->restores++;
+}
+
+/* Once the guest has changed, an error leaves nothing to go back to. */
+static bool vm_snapshot_load(VMSnapshotSlot *slot, unsigned n, Error **errp)
+{
+    int64_t t_reset = get_clock(), t_ram, t_devices;
+
+    /* Reset writes ROMs to RAM, and devices' state may depend on RAM. */
+    qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
+    t_ram = get_clock();
+    if (!ram_snapshot_restore(slot->ram, errp)) {
+        return false;
+    }
+    t_devices = get_clock();
+    if (!qemu_device_state_load(slot->devices, errp)) {
+        return false;
+    }
+    trace_vm_snapshot_load(n, t_ram - t_reset, t_devices - t_ram,
+                           get_clock() - t_devices);
+    return true;
+}
+
+static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
+                               Error **errp)
+{
+    VMSnapshotSlot *slot = &s->slots[n];
+    int64_t t_stop = get_clock(), t_load, t_start, t_end;
+    RunState was;
+
+    if (!slot->ram) {
+        error_setg(errp, "There is no snapshot in slot %u", n);
+        return -ENOENT;
+    }
+    if (vm_snapshot_not_now(errp)) {
+        return -ENOTSUP;
+    }
+    if (!ram_snapshot_matches(slot->ram, errp) ||
+        !qemu_device_state_matches(slot->devices, errp)) {
+        return -ESTALE;
+    }
+    if (!ram_snapshot_prepare(slot->ram, errp)) {
+        return -ENOMEM;
+    }
+
+    was = vm_snapshot_quiesce(RUN_STATE_RESTORE_VM);
+    t_load = get_clock();
+    if (!vm_snapshot_load(slot, n, errp)) {
+        ram_snapshot_cancel(slot->ram);
+        vm_snapshot_stop_for_good(was);
+        return -EIO;
+    }
+    t_start = get_clock();
+
+    vm_set_suspended(slot->suspended);
+    if (runstate_needs_reset()) {
+        /* As after a reset: the state that forbade to run on is gone. */
+        runstate_set(RUN_STATE_PRELAUNCH);
+    }
+    s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, 0);
+    vm_snapshot_resume(was);
+    t_end = get_clock();
+    vm_snapshot_count(s, slot, t_end - since);
+    trace_vm_snapshot_restore(n, t_stop - since, t_load - t_stop,
+                              t_start - t_load, t_end - t_start);
+    return 0;
+}
+
+static int vm_snapshot_discard(VMSnapshot *s, unsigned n, Error **errp)
+{
+    if (!s->slots[n].ram) {
+        error_setg(errp, "There is no snapshot in slot %u", n);
+        return -ENOENT;
+    }
+    vm_snapshot_clear_slot(&s->slots[n]);
+    s->config.done(s->config.opaque, VM_SNAPSHOT_DISCARD, 0);
+    trace_vm_snapshot_discard(n);
+    return 0;
+}
+
+static int vm_snapshot_do(VMSnapshot *s, VMSnapshotOp op, unsigned n,
+                          int64_t since, Error **errp)
+{
+    int ret = -EINVAL;
+
+    if (n >= s->config.slots) {
+        error_setg(errp, "There is no slot %u: the device has %u", n,
+                   s->config.slots);
+        return ret;
+    }
+
+    s->in_progress = true;
+    switch (op) {
+    case VM_SNAPSHOT_SAVE:
+        ret = vm_snapshot_save(s, n, errp);
+        break;
+    case VM_SNAPSHOT_RESTORE:
+        ret = vm_snapshot_restore(s, n, since, errp);
+        break;
+    case VM_SNAPSHOT_DISCARD:
+        ret = vm_snapshot_discard(s, n, errp);
+        break;
+    case VM_SNAPSHOT_NONE:
+        g_assert_not_reached();
+    }
+    s->in_progress = false;
+    return ret;
+}
+
+/* A guest that repeats its mistake must not fill the host's log. */
+static void vm_snapshot_report(VMSnapshot *s, Error *err)
+{
+    if (g_strcmp0(s->last_refusal, error_get_pretty(err))) {
+        g_free(s->last_refusal);
+        s->last_refusal = g_strdup(error_get_pretty(err));
+        warn_reportf_err(err, "snapshot: the guest's command failed: ");
+    } else {
+        error_free(err);
+    }
+}
+
+static void vm_snapshot_bh(void *opaque)
+{
+    VMSnapshot *s = opaque;
+    VMSnapshotOp op = s->op;
+    Error *err = NULL;
+    int ret;
+
+    qemu_bh_cancel(s->bh);
+    s->requested = false;
+    if (op != VM_SNAPSHOT_NONE) {
+        ret = vm_snapshot_do(s, op, s->slot, s->since, &err);
+        if (ret) {
+            vm_snapshot_report(s, err);
+            s->config.done(s->config.opaque, op, ret);
+        }
+    }
+    /* The requesting vCPU waits, whatever became of its request. */
+    resume_all_vcpus();
+}
+
+int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
+{
+    if (s->requested || s->in_progress) {
+        return -EBUSY;
+    }
+    s->requested = true;
+    s->op = op;
+    s->slot = slot;
+    s->since = get_clock();
+    cpu_stop_current();
+    qemu_bh_schedule(s->bh);
+    return 0;
+}
+
+void vm_snapshot_cancel(VMSnapshot *s)
+{
+    s->op = VM_SNAPSHOT_NONE;
+}
+
+int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
+                    Error **errp)
+{
+    int64_t since = get_clock();
+
+    /*
+     * The guest's request comes first: in a machine saved or restored now,
+     * the store that made it would have been executed and had no effect.
+     */
+    if (s->requested) {
+        vm_snapshot_bh(s);
+    }
+    return vm_snapshot_do(s, op, slot, since, errp);
+}
+
+uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot)
+{
+    return slot < s->config.slots ? s->slots[slot].restores : 0;
+}
+
+uint64_t vm_snapshot_last_ns(const VMSnapshot *s)
+{
+    return s->restores ? s->times[(s->restores - 1) % RESTORE_TIMES] : 0;
+}
+
+uint64_t vm_snapshot_last_pages(const VMSnapshot *s)
+{
+    return 0;
+}
+
+bool vm_snapshot_in_progress(const VMSnapshot *s)
+{
+    return s->in_progress;
+}
+
+static int compare_times(const void *a, const void *b)
+{
+    uint64_t ta = *(const uint64_t *)a, tb = *(const uint64_t *)b;
+
+    return (ta > tb) - (ta < tb);
+}
+
+SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s)
+{
+    SnapshotDeviceInfo *info = g_new0(SnapshotDeviceInfo, 1);
+    SnapshotDeviceSlotList **tail = &info->saved;
+    unsigned i, n = MIN(s->restores, RESTORE_TIMES);
+
+    info->slots = s->config.slots;
+    info->restores = s->restores;
+    for (i = 0; i < s->config.slots; i++) {
+        const VMSnapshotSlot *slot = &s->slots[i];
+        SnapshotDeviceSlot *item;
+
+        if (!slot->ram) {
+            continue;
+        }
+        item = g_new0(SnapshotDeviceSlot, 1);
+        item->slot = i;
+        item->ram_size = ram_snapshot_size(slot->ram);
+        item->device_size = qemu_device_state_size(slot->devices);
+        item->restores = slot->restores;
+        QAPI_LIST_APPEND(tail, item);
+    }
+    if (n) {
+        g_autofree uint64_t *sorted = g_memdup2(s->times, n * sizeof(*sorted));
+
+        qsort(sorted, n, sizeof(*sorted), compare_times);
+        info->last_pages = vm_snapshot_last_pages(s);
+        info->last_ns = vm_snapshot_last_ns(s);
+        info->p50_ns = sorted[n / 2];
+        info->p99_ns = sorted[n * 99 / 100];
+    }
+    return info;
+}
+
+VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
+                            Error **errp)
+{
+    VMSnapshot *s;
+
+    if (object_resolve_path_type("", TYPE_VM_SNAPSHOT, NULL)) {
+        error_setg(errp, "The machine has a snapshot device already");
+        return NULL;
+    }
+    if (!config->slots || config->slots > VM_SNAPSHOT_SLOTS_MAX) {
+        error_setg(errp, "slots=%u is not between 1 and %u", config->slots,
+                   VM_SNAPSHOT_SLOTS_MAX);
+        return NULL;
+    }
+
+    s = VM_SNAPSHOT(object_new(TYPE_VM_SNAPSHOT));
+    s->store = ram_snapshot_store_new(config->file, errp);
+    if (!s->store) {
+        object_unref(OBJECT(s));
+        return NULL;
+    }
+    s->config = *config;
+    s->config.file = NULL;
+    s->slots = g_new0(VMSnapshotSlot, config->slots);
+    object_property_add_child(parent, "engine", OBJECT(s));
+    object_unref(OBJECT(s));
+    return s;
+}
+
+static void vm_snapshot_init(Object *obj)
+{
+    VMSnapshot *s = VM_SNAPSHOT(obj);
+
+    s->bh = qemu_bh_new(vm_snapshot_bh, s);
+}
+
+static void vm_snapshot_finalize(Object *obj)
+{
+    VMSnapshot *s = VM_SNAPSHOT(obj);
+    unsigned i;
+
+    qemu_bh_delete(s->bh);
+    for (i = 0; i < s->config.slots; i++) {
+        vm_snapshot_clear_slot(&s->slots[i]);
+    }
+    g_free(s->slots);
+    ram_snapshot_store_free(s->store);
+    g_free(s->last_refusal);
+}
+
+static const TypeInfo vm_snapshot_types[] = {
+    {
+        .name = TYPE_VM_SNAPSHOT,
+        .parent = TYPE_OBJECT,
+        .instance_size = sizeof(VMSnapshot),
+        .instance_init = vm_snapshot_init,
+        .instance_finalize = vm_snapshot_finalize,
+    }
+};
+
+DEFINE_TYPES(vm_snapshot_types)
