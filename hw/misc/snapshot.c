@@ -1,0 +1,319 @@
+/*
+ * Snapshot device: lets the guest save the whole machine and put it back
+ *
+ * Registers only; docs/specs/snapshot.rst describes them.  What they start is
+ * done by migration/vm-snapshot.c.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/log.h"
+#include "qemu/module.h"
+#include "qapi/error.h"
+#include "hw/misc/snapshot-regs.h"
+#include "hw/pci/pci_device.h"
+#include "hw/qdev-properties.h"
+#include "migration/vm-snapshot.h"
+#include "migration/vmstate.h"
+#include "trace.h"
+
+#define TYPE_SNAPSHOT "snapshot"
+OBJECT_DECLARE_SIMPLE_TYPE(SnapshotState, SNAPSHOT)
+
+struct SnapshotState {
+    PCIDevice parent_obj;
+
+    MemoryRegion bar;
+    VMSnapshot *engine;
+
+    /* properties */
+    uint32_t slots;
+    char *file;
+    bool allow_writable_disks;
+
+    /* registers */
+    uint32_t status;
+    uint32_t slot;
+    uint64_t argument;
+};
+
+static uint32_t snapshot_error(int ret)
+{
+    static const struct {
+        int ret;
+        uint32_t code;
+    } errors[] = {
+        { -ENOENT, SNAPSHOT_E_EMPTY },
+        { -EINVAL, SNAPSHOT_E_SLOT },
+        { -ENOTSUP, SNAPSHOT_E_UNSAVABLE },
+        { -ESTALE, SNAPSHOT_E_CHANGED },
+        { -ENOMEM, SNAPSHOT_E_NOMEM },
+        { -EBUSY, SNAPSHOT_E_BUSY },
+    };
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(errors); i++) {
+        if (errors[i].ret == ret) {
+            return SNAPSHOT_STATUS_ERROR | errors[i].code;
+        }
+    }
+    /* The guest does not run to see it. */
+    return SNAPSHOT_STATUS_ERROR;
+}
+
+static void snapshot_done(void *opaque, VMSnapshotOp op, int ret)
+{
+    static const uint32_t status[] = {
+        [VM_SNAPSHOT_SAVE] = SNAPSHOT_STATUS_SAVED,
+        [VM_SNAPSHOT_RESTORE] = SNAPSHOT_STATUS_RESTORED,
+        [VM_SNAPSHOT_DISCARD] = SNAPSHOT_STATUS_DISCARDED,
+    };
+    SnapshotState *s = opaque;
+
+    s->status = ret ? snapshot_error(ret) : status[op];
+    trace_snapshot_done(op, s->status);
+}
+
+static void snapshot_command(SnapshotState *s, uint32_t command)
+{
+    VMSnapshotOp op;
+    int ret;
+
+    switch (command) {
+    case SNAPSHOT_CMD_SAVE:
+        op = VM_SNAPSHOT_SAVE;
+        break;
+    case SNAPSHOT_CMD_RESTORE:
+        op = VM_SNAPSHOT_RESTORE;
+        break;
+    case SNAPSHOT_CMD_DISCARD:
+        op = VM_SNAPSHOT_DISCARD;
+        break;
+    default:
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: unknown command 0x%" PRIx32
+                      "\n", command);
+        s->status = SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_COMMAND;
+        return;
+    }
+    if (s->slot >= s->slots) {
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: there is no slot %" PRIu32
+                      "\n", s->slot);
+        s->status = SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_SLOT;
+        return;
+    }
+    ret = vm_snapshot_request(s->engine, op, s->slot);
+    if (ret) {
+        s->status = snapshot_error(ret);
+    }
+}
+
+static uint64_t snapshot_register(const SnapshotState *s, hwaddr addr)
+{
+    switch (addr) {
+    case SNAPSHOT_REG_STATUS:
+        return s->status;
+    case SNAPSHOT_REG_SLOT:
+        return s->slot;
+    case SNAPSHOT_REG_SLOTS:
+        return s->slots;
+    case SNAPSHOT_REG_FEATURES:
+        return SNAPSHOT_FEATURE_REMAP;
+    case SNAPSHOT_REG_ARGUMENT:
+        return s->argument;
+    case SNAPSHOT_REG_RESTORES:
+        return vm_snapshot_restores(s->engine, s->slot);
+    case SNAPSHOT_REG_PAGES:
+        return vm_snapshot_last_pages(s->engine);
+    case SNAPSHOT_REG_NANOSECONDS:
+        return vm_snapshot_last_ns(s->engine);
+    default:
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: read of unknown register 0x%"
+                      HWADDR_PRIx "\n", addr);
+        return 0;
+    }
+}
+
+static bool snapshot_register_is_64bit(hwaddr addr)
+{
+    return addr >= SNAPSHOT_REG_ARGUMENT &&
+        addr < SNAPSHOT_REG_NANOSECONDS + 8;
+}
+
+static uint64_t snapshot_read(void *opaque, hwaddr addr, unsigned size)
+{
+    SnapshotState *s = opaque;
+    uint64_t val;
+
+    if (snapshot_register_is_64bit(addr)) {
+        val = snapshot_register(s, addr & ~7) >> (addr % 8 * 8);
+    } else {
+        val = snapshot_register(s, addr);
+    }
+    trace_snapshot_read(addr, size, val);
+    return val;
+}
+
+static void snapshot_write(void *opaque, hwaddr addr, uint64_t val,
+                           unsigned size)
+{
+    SnapshotState *s = opaque;
+
+    trace_snapshot_write(addr, size, val);
+    switch (addr) {
+    case SNAPSHOT_REG_COMMAND:
+        snapshot_command(s, val);
+        break;
+    case SNAPSHOT_REG_SLOT:
+        s->slot = val;
+        break;
+    case SNAPSHOT_REG_ARGUMENT:
+    case SNAPSHOT_REG_ARGUMENT + 4:
+        s->argument = deposit64(s->argument, addr % 8 * 8, size * 8, val);
+        break;
+    default:
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: write to read-only or "
+                      "unknown register 0x%" HWADDR_PRIx "\n", addr);
+        break;
+    }
+}
+
+static bool snapshot_accepts(void *opaque, hwaddr addr, unsigned size,
+                             bool is_write, MemTxAttrs attrs)
+{
+    return size == 4 || snapshot_register_is_64bit(addr);
+}
+
+static const MemoryRegionOps snapshot_ops = {
+    .read = snapshot_read,
+    .write = snapshot_write,
+    .endianness = DEVICE_LITTLE_ENDIAN,
+    .valid = {
+        .min_access_size = 4,
+        .max_access_size = 8,
+        .accepts = snapshot_accepts,
+    },
+    .impl = {
+        .min_access_size = 4,
+        .max_access_size = 8,
+    },
+};
+
+static void snapshot_reset_hold(Object *obj, ResetType type)
+{
+    SnapshotState *s = SNAPSHOT(obj);
+
+    /* The registers tell the guest that it was put back, and how often. */
+    if (type == RESET_TYPE_SNAPSHOT_LOAD) {
+        return;
+    }
+    vm_snapshot_cancel(s->engine);
+    s->status = SNAPSHOT_STATUS_NONE;
+    s->slot = 0;
+    s->argument = 0;
+}
+
+static void snapshot_realize(PCIDevice *pdev, Error **errp)
+{
+    SnapshotState *s = SNAPSHOT(pdev);
+    const VMSnapshotConfig config = {
+        .slots = s->slots,
+        .file = s->file,
+        .allow_writable_disks = s->allow_writable_disks,
+        .done = snapshot_done,
+        .opaque = s,
+    };
+
+    s->engine = vm_snapshot_new(OBJECT(s), &config, errp);
+    if (!s->engine) {
+        return;
+    }
+    memory_region_init_io(&s->bar, OBJECT(s), &snapshot_ops, s, "snapshot",
+                          SNAPSHOT_BAR_SIZE);
+    pci_register_bar(pdev, SNAPSHOT_BAR, PCI_BASE_ADDRESS_SPACE_MEMORY,
+                     &s->bar);
+}
+
+static void snapshot_exit(PCIDevice *pdev)
+{
+    SnapshotState *s = SNAPSHOT(pdev);
+
+    object_unparent(OBJECT(s->engine));
+}
+
+static bool snapshot_registers_needed(void *opaque)
+{
+    SnapshotState *s = opaque;
+
+    return !vm_snapshot_in_progress(s->engine);
+}
+
+/* Migration takes the registers along, not the snapshots. */
+static const VMStateDescription vmstate_snapshot_registers = {
+    .name = "snapshot/registers",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .needed = snapshot_registers_needed,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT32(status, SnapshotState),
+        VMSTATE_UINT32(slot, SnapshotState),
+        VMSTATE_UINT64(argument, SnapshotState),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+static const VMStateDescription vmstate_snapshot = {
+    .name = "snapshot",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .fields = (const VMStateField[]) {
+        VMSTATE_PCI_DEVICE(parent_obj, SnapshotState),
+        VMSTATE_END_OF_LIST()
+    },
+    .subsections = (const VMStateDescription * const []) {
+        &vmstate_snapshot_registers,
+        NULL
+    }
+};
+
+static const Property snapshot_properties[] = {
+    DEFINE_PROP_UINT32("slots", SnapshotState, slots, 8),
+    DEFINE_PROP_STRING("file", SnapshotState, file),
+    DEFINE_PROP_BOOL("allow-writable-disks", SnapshotState,
+                     allow_writable_disks, false),
+};
+
+static void snapshot_class_init(ObjectClass *klass, void *data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+    PCIDeviceClass *k = PCI_DEVICE_CLASS(klass);
+    ResettableClass *rc = RESETTABLE_CLASS(klass);
+
+    k->realize = snapshot_realize;
+    k->exit = snapshot_exit;
+    k->vendor_id = SNAPSHOT_VENDOR_ID;
+    k->device_id = SNAPSHOT_DEVICE_ID;
+    k->revision = SNAPSHOT_REVISION;
+    k->class_id = PCI_CLASS_OTHERS;
+    dc->desc = "Saves the running machine and puts it back";
+    dc->vmsd = &vmstate_snapshot;
+    dc->hotpluggable = false;
+    device_class_set_props(dc, snapshot_properties);
+    set_bit(DEVICE_CATEGORY_MISC, dc->categories);
+    rc->phases.hold = snapshot_reset_hold;
+}
+
+static const TypeInfo snapshot_types[] = {
+    {
+        .name = TYPE_SNAPSHOT,
+        .parent = TYPE_PCI_DEVICE,
+        .instance_size = sizeof(SnapshotState),
+        .class_init = snapshot_class_init,
+        .interfaces = (InterfaceInfo[]) {
+            { INTERFACE_CONVENTIONAL_PCI_DEVICE },
+            { },
+        },
+    }
+};
+
+DEFINE_TYPES(snapshot_types)
