@@ -330,3 +330,75 @@ CASE(ide)
         snapshot_restore();
     }
 }
+
+/* ---------------------------------------------- the device's own registers */
+
+static void write_sized(uintptr_t addr, unsigned size, const uint32_t *v)
+{
+    switch (size) {
+    case 1:
+        asm volatile("movb %b0, (%1)" : : "q"(*v), "r"(addr) : "memory");
+        break;
+    case 2:
+        asm volatile("movw %w0, (%1)" : : "r"(*v), "r"(addr) : "memory");
+        break;
+    case 4:
+        asm volatile("movl %0, (%1)" : : "r"(*v), "r"(addr) : "memory");
+        break;
+    case 8:
+        asm volatile("movq (%0), %%xmm0; movq %%xmm0, (%1)"
+                     : : "r"(v), "r"(addr) : "memory");
+        break;
+    case 16:
+        asm volatile("movups (%0), %%xmm0; movups %%xmm0, (%1)"
+                     : : "r"(v), "r"(addr) : "memory");
+        break;
+    }
+}
+
+/*
+ * Catches accesses that make QEMU fall over, and registers that are not the
+ * documented ones: stores of every width at every alignment, of values that
+ * are no commands, and loads of what is not listed.
+ */
+CASE(robust)
+{
+    const uint32_t values[2][4] = {
+        { 0, 0, 0, 0 }, { ~0u, ~0u, ~0u, ~0u },
+    };
+    const unsigned slots = snapshot_read(SNAPSHOT_REG_SLOTS);
+    const uint32_t features = snapshot_read(SNAPSHOT_REG_FEATURES);
+
+    write_cr0(read_cr0() & ~(CR0_EM | CR0_TS));
+    write_cr4(read_cr4() | CR4_OSFXSR);
+    for (unsigned v = 0; v < 2; v++) {
+        for (unsigned size = 1; size <= 16; size *= 2) {
+            for (unsigned at = 0; at < 0x100; at++) {
+                write_sized(snapshot_bar + at, size, values[v]);
+            }
+            write_sized(snapshot_bar + SNAPSHOT_BAR_SIZE - size, size,
+                        values[v]);
+        }
+    }
+    check_equal("SLOTS", snapshot_read(SNAPSHOT_REG_SLOTS), slots);
+    check_equal("FEATURES", snapshot_read(SNAPSHOT_REG_FEATURES), features);
+    check_equal("RESTORES", snapshot_read64(SNAPSHOT_REG_RESTORES), 0);
+    check_equal("PAGES", snapshot_read64(SNAPSHOT_REG_PAGES), 0);
+    check_equal("NANOSECONDS", snapshot_read64(SNAPSHOT_REG_NANOSECONDS), 0);
+    for (unsigned at = 0x30; at < SNAPSHOT_BAR_SIZE;
+         at += at < 0x1000 ? 4 : 0xffc) {
+        check(snapshot_read(at) == 0, "register %x is %x", at,
+              snapshot_read(at));
+    }
+    write_sized(snapshot_bar + SNAPSHOT_REG_ARGUMENT, 8,
+                (const uint32_t[]) { 0x89abcdef, 0x01234567 });
+    check_equal("ARGUMENT", snapshot_read64(SNAPSHOT_REG_ARGUMENT),
+                0x0123456789abcdef);
+    snapshot_write(SNAPSHOT_REG_ARGUMENT + 4, 0);
+    check_equal("ARGUMENT", snapshot_read64(SNAPSHOT_REG_ARGUMENT),
+                0x89abcdef);
+    snapshot_select(slots - 1);
+    if (snapshot_save() < 3) {
+        snapshot_restore();
+    }
+}

@@ -39,6 +39,7 @@ start:
 
 /* One stub a vector; each leaves a struct frame on the stack. */
     .globl irq_stubs
+    .balign 16
 irq_stubs:
     .set vector, 0
     .rept 256
