@@ -27,12 +27,54 @@ static void cmos_write(uint8_t index, uint8_t v)
     outb(0x71, v);
 }
 
+static const struct timer *timer_under_test;
+static shared32 timer_fired, timer_eip;
+
+static void interrupts_on_briefly(void)
+{
+    asm volatile("sti; nop; nop; nop; cli" : : : "memory");
+}
+
+/* The PIC remembers edges of before; take them now. */
+static void pic_unmask_afresh(unsigned irq)
+{
+    pic_unmask(irq);
+    interrupts_on_briefly();
+    timer_fired = 0;
+}
+
+static bool apic_bit(unsigned reg, uint8_t vector)
+{
+    return apic_read(reg + vector / 32 * 0x10) >> vector % 32 & 1;
+}
+
+/*
+ * Waits, with interrupts off, until one is requested. A busy host may be late
+ * to run a timer, though its time has come on all clocks.
+ */
+static void wait_for_request(uint8_t vector)
+{
+    unsigned irq = vector - IRQ_BASE;
+    uint16_t port = irq < 8 ? 0x20 : 0xa0;
+
+    if (vector == APIC_VECTOR) {
+        while (!apic_bit(APIC_IRR, vector)) {
+            cpu_pause();
+        }
+        return;
+    }
+    outb(port, 0x0a);
+    while (!(inb(port) >> (irq & 7) & 1)) {
+        cpu_pause();
+    }
+}
+
 static void pit_arm(void)
 {
     uint16_t count = 1193182ull * PERIOD_US / 1000000;
 
-    pic_unmask(0);
     outb(0x43, 0x30);                   /* channel 0, mode 0: once */
+    pic_unmask_afresh(0);
     outb(0x40, count);
     outb(0x40, count >> 8);
 }
@@ -77,12 +119,13 @@ static void hpet_arm(void)
     uint32_t ticks = PERIOD_US * (1000000000u / mmio_read(HPET_BASE +
                                                           HPET_PERIOD));
 
-    pic_unmask(0);
-    mmio_write(HPET_BASE + HPET_T0_CONFIG, 4);
+    mmio_write(HPET_BASE + HPET_T0_CONFIG, 0);
     mmio_write(HPET_BASE + HPET_CONFIG, 3);
+    pic_unmask_afresh(0);
+    mmio_write(HPET_BASE + HPET_T0_COMPARE + 4, 0);
     mmio_write(HPET_BASE + HPET_T0_COMPARE,
                mmio_read(HPET_BASE + HPET_COUNTER) + ticks);
-    mmio_write(HPET_BASE + HPET_T0_COMPARE + 4, 0);
+    mmio_write(HPET_BASE + HPET_T0_CONFIG, 4);
 }
 
 static void hpet_stop(void)
@@ -94,7 +137,7 @@ static void hpet_stop(void)
 
 static void rtc_arm(void)
 {
-    pic_unmask(8);
+    pic_unmask_afresh(8);
     cmos_write(0x0a, 0x28);             /* 256 Hz */
     cmos_write(0x0b, cmos_read(0x0b) | 0x40);
 }
@@ -117,31 +160,26 @@ static const struct timer {
     void (*arm)(void), (*stop)(void), (*ack)(void);
     uint8_t vector;
     uint16_t at_least_us;               /* from arm() to the interrupt */
+    bool again;                         /* fires more than once */
 } timers[] = {
-    { "PIT", pit_arm, pit_stop, pit_ack, IRQ_BASE, PERIOD_US - 10 },
-    { "LAPIC", apic_arm, apic_stop, apic_ack, APIC_VECTOR, PERIOD_US - 10 },
+    { "PIT", pit_arm, pit_stop, pit_ack, IRQ_BASE, PERIOD_US - 10,
+      false },
+    { "LAPIC", apic_arm, apic_stop, apic_ack, APIC_VECTOR, PERIOD_US - 10,
+      false },
     { "LAPIC, periodic", apic_arm_periodic, apic_stop, apic_ack, APIC_VECTOR,
-      PERIOD_US - 10 },
-    { "HPET", hpet_arm, hpet_stop, pit_ack, IRQ_BASE, PERIOD_US - 10 },
-    { "RTC", rtc_arm, rtc_stop, rtc_ack, IRQ_BASE + 8, 0 },
+      PERIOD_US - 10, true },
+    { "HPET", hpet_arm, hpet_stop, pit_ack, IRQ_BASE, PERIOD_US - 10,
+      false },
+    { "RTC", rtc_arm, rtc_stop, rtc_ack, IRQ_BASE + 8, 0, true },
 };
 
 #define SLACK_US        2000000         /* a busy host may be that late */
-
-static const struct timer *timer_under_test;
-static shared32 timer_fired;
-static shared32 timer_eip;
 
 static void timer_interrupt(struct frame *frame)
 {
     timer_fired++;
     timer_eip = frame->eip;
     timer_under_test->ack();
-}
-
-static void interrupts_on_briefly(void)
-{
-    asm volatile("sti; nop; nop; nop; cli" : : : "memory");
 }
 
 /* Has each timer in turn; timer_fired counts its interrupts. */
@@ -207,7 +245,7 @@ static void idle_at_save(const struct timer *t)
     }
     t->arm();
     if (pass & 1) {
-        delay_us(2 * PERIOD_US);        /* it has expired, and is pending */
+        wait_for_request(t->vector);
     }
     if (pass < 10) {
         snapshot_restore();
@@ -229,7 +267,7 @@ static void pending_at_save(const struct timer *t)
     unsigned pass;
 
     t->arm();
-    delay_us(2 * PERIOD_US);
+    wait_for_request(t->vector);
     check_equal("interrupts so far", timer_fired, 0);
     /* Interrupts come on after the store, so at the next instruction. */
     asm volatile("movl $1f, %[behind]\n"
@@ -240,8 +278,8 @@ static void pending_at_save(const struct timer *t)
                  : [bar] "r"(snapshot_bar), [save] "r"(SNAPSHOT_CMD_SAVE)
                  : "memory");
     pass = snapshot_read(SNAPSHOT_REG_RESTORES);
-    check(timer_fired == 1, "%u interrupts of the %s in pass %u",
-          timer_fired, t->name, pass);
+    check(timer_fired == 1 || (timer_fired && t->again),
+          "%u interrupts of the %s in pass %u", timer_fired, t->name, pass);
     check(timer_eip == behind, "%s interrupted at %x, not %x, in pass %u",
           t->name, timer_eip, behind, pass);
     t->stop();
@@ -296,11 +334,6 @@ static shared32 ipis[256];
 static void ipi_without_eoi(struct frame *frame)
 {
     ipis[frame->vector]++;
-}
-
-static bool apic_bit(unsigned reg, uint8_t vector)
-{
-    return apic_read(reg + vector / 32 * 0x10) >> vector % 32 & 1;
 }
 
 static void ipi_self(uint8_t vector)
@@ -361,9 +394,7 @@ CASE(irqs)
     outb(0x20, 0x0b);                   /* read the in-service register */
     check_equal("PIC in service", inb(0x20), 1);
     pit_arm();
-    delay_us(2 * PERIOD_US);
-    outb(0x20, 0x0a);
-    check_equal("PIC requested", inb(0x20) & 1, 1);
+    wait_for_request(IRQ_BASE);
     interrupts_on_briefly();
     check_equal("interrupts of the PIC", ipis[IRQ_BASE], 1);
     pic_eoi(0);
