@@ -1,0 +1,83 @@
+/*
+ * What the tests of the snapshot device share: a machine with the device, its
+ * registers, its QMP commands
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TESTS_QTEST_SNAPSHOT_UTILS_H
+#define TESTS_QTEST_SNAPSHOT_UTILS_H
+
+#include "libqtest.h"
+#include "libqos/pci.h"
+#include "hw/misc/snapshot-regs.h"
+
+typedef struct SnapshotVM {
+    QTestState *qts;
+    QPCIBus *pci;
+    QPCIDevice *dev;
+    QPCIBar bar;
+} SnapshotVM;
+
+/**
+ * snapshot_vm_start: start a machine with a snapshot device, its BAR mapped
+ * @properties: of the device, each after a comma, or ""
+ * @fmt: the other arguments of QEMU
+ */
+SnapshotVM *snapshot_vm_start(const char *properties, const char *fmt, ...)
+    G_GNUC_PRINTF(2, 3);
+
+/**
+ * snapshot_add_tests: add a test for each machine that the device is for
+ * @test: is given "pc" or "q35"
+ */
+void snapshot_add_tests(const char *name, GTestDataFunc test);
+
+/** snapshot_vm_end: end the machine and forget @vm */
+void snapshot_vm_end(SnapshotVM *vm);
+
+/** snapshot_map_bar: what firmware does, after a reset too */
+void snapshot_map_bar(SnapshotVM *vm);
+
+uint32_t snapshot_readl(SnapshotVM *vm, unsigned reg);
+uint64_t snapshot_readq(SnapshotVM *vm, unsigned reg);
+void snapshot_writel(SnapshotVM *vm, unsigned reg, uint32_t val);
+void snapshot_writeq(SnapshotVM *vm, unsigned reg, uint64_t val);
+
+/**
+ * snapshot_command: run a command as a guest does, and wait for its end
+ *
+ * Returns: STATUS
+ */
+uint32_t snapshot_command(SnapshotVM *vm, uint32_t command, uint32_t slot);
+
+/* The same for a command that has to succeed. */
+void snapshot_save(SnapshotVM *vm, unsigned slot);
+void snapshot_restore(SnapshotVM *vm, unsigned slot);
+void snapshot_discard(SnapshotVM *vm, unsigned slot);
+
+/* "save", "restore" or "discard" from the host. */
+void snapshot_qmp(SnapshotVM *vm, const char *command, unsigned slot);
+
+/** snapshot_qmp_refused: the error's text has to contain @text */
+void snapshot_qmp_refused(SnapshotVM *vm, const char *command, unsigned slot,
+                          const char *text);
+
+/** snapshot_query: x-query-snapshot-device; the caller owns the result */
+QDict *snapshot_query(SnapshotVM *vm);
+
+/** snapshot_assert_state: what query-status has to tell */
+void snapshot_assert_state(SnapshotVM *vm, const char *state);
+
+/*
+ * Write something to memory that depends on @seed and the address; find it
+ * there.  Every 64 KiB, at all offsets in a page.
+ */
+void snapshot_fill(SnapshotVM *vm, uint64_t base, uint64_t size, unsigned seed);
+void snapshot_check(SnapshotVM *vm, uint64_t base, uint64_t size,
+                    unsigned seed);
+
+/** snapshot_round_trip: save, spoil and restore memory, three times */
+void snapshot_round_trip(SnapshotVM *vm, uint64_t base, uint64_t size);
+
+#endif /* TESTS_QTEST_SNAPSHOT_UTILS_H */
