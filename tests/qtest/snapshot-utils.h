@@ -71,7 +71,7 @@ void snapshot_assert_state(SnapshotVM *vm, const char *state);
 
 /*
  * Write something to memory that depends on @seed and the address; find it
- * there.  Every 64 KiB, at all offsets in a page.
+ * there.  Every 256 KiB, at all offsets in a page.
  */
 void snapshot_fill(SnapshotVM *vm, uint64_t base, uint64_t size, unsigned seed);
 void snapshot_check(SnapshotVM *vm, uint64_t base, uint64_t size,
