@@ -53,7 +53,9 @@ static void assert_refused(SnapshotVM *vm, const char *command, unsigned slot,
 
 static void assert_no_start(const char *args, const char *text)
 {
-    g_autofree char *cmd = g_strdup_printf("%s -display none -accel qtest %s",
+    /* Should it start, it shall end. */
+    g_autofree char *cmd = g_strdup_printf("sh -c 'echo quit | %s -accel qtest"
+                                           " -display none -monitor stdio %s'",
                                            g_getenv("QTEST_QEMU_BINARY"), args);
     g_autofree char *err = NULL;
     int status;
