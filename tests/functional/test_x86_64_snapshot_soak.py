@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+#
+# Functional test that the snapshot device loses no memory
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+import os
+from pathlib import Path
+import re
+import time
+
+from qemu_test import QemuSystemTest
+from snapshot import build_guest
+
+
+class SnapshotSoak(QemuSystemTest):
+    """
+    As much memory at the end of many restores as after a fifth of them, when
+    heaps and caches have come to their size. QEMU_TEST_SNAPSHOT_RESTORES says
+    how many restores they are.
+    """
+
+    RESTORES = int(os.getenv('QEMU_TEST_SNAPSHOT_RESTORES', '100000'))
+
+    # Bytes a restore; the smallest block of malloc() has 32
+    LIMIT = 16
+
+    def memory(self):
+        """
+        QEMU's heap and stacks, and its private copies of pages, in KiB
+
+        What a restore replaces is freed later, by the RCU thread, which a
+        busy guest can outrun; and QEMU gives memory back to the host when
+        that thread has nothing left to do (--enable-malloc-trim).
+        """
+        self.vm.cmd('stop')
+        time.sleep(1)
+        text = Path(f'/proc/{self.vm.get_pid()}/smaps_rollup').read_text()
+        self.vm.cmd('cont')
+        return int(re.search(r'^Anonymous: +(\d+)', text, re.M).group(1))
+
+    def restore_until(self, count):
+        last, alive = -1, 0
+        while True:
+            done = self.vm.cmd('x-query-snapshot-device')['restores']
+            if done >= count:
+                return
+            if time.monotonic() > alive:
+                self.assertGreater(done, last, 'it restores no more')
+                last, alive = done, time.monotonic() + 30
+            time.sleep(0.02)
+
+    def soak(self, machine, *args, restores=RESTORES):
+        self.require_device('name "snapshot"')
+        guest = self.scratch_file('guest.elf')
+        build_guest(guest)
+        self.set_machine(machine)
+        # So many that the guest never ends by itself
+        self.vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '32',
+                         '-rtc', 'clock=vm', '-kernel', guest,
+                         '-append', 'case=bench pages=10 n=4000000000',
+                         '-device', 'snapshot', *args)
+        self.vm.launch()
+        self.restore_until(restores / 5)
+        early = self.memory()
+        self.restore_until(restores)
+        late = self.memory()
+        self.log.info('%d restores: %d KiB, later %d KiB', restores, early,
+                      late)
+        self.assertLess((late - early) * 1024 / (0.8 * restores), self.LIMIT)
+
+    def test_pc(self):
+        self.soak('pc')
+
+    def test_q35_devices(self):
+        """State of which a load allocates parts: queues, requests, lists"""
+        self.soak('q35', '-device', 'virtio-net-pci',
+                  '-device', 'virtio-scsi-pci', '-device', 'virtio-serial',
+                  '-device', 'qemu-xhci', '-device', 'usb-tablet',
+                  '-device', 'e1000e', '-device', 'VGA',
+                  restores=self.RESTORES // 10)
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
