@@ -222,42 +222,6 @@ class SnapshotLinux(QemuSystemTest):
                       '-device snapshot', output)
         self.assertIn('guest: snapshotctl exited with 1', output)
 
-    # No memory is lost
-
-    def anonymous(self):
-        """QEMU's own memory in KiB: heap, stacks, and pages copied on write"""
-        text = Path(f'/proc/{self.vm.get_pid()}/smaps_rollup').read_text()
-        return int(re.search(r'^Anonymous: +(\d+)', text, re.M).group(1))
-
-    def test_soak(self):
-        """
-        The same amount of memory in the last tenth of many restores as in the
-        second. QEMU_TEST_SNAPSHOT_RESTORES says how many.
-        """
-        restores = int(os.getenv('QEMU_TEST_SNAPSHOT_RESTORES', '100000'))
-        samples = []
-
-        self.boot('pc', f'soak,{restores}', '-device', 'snapshot',
-                  '-nodefaults')
-        self.wait_for_line('soak: go')
-        while True:
-            done = self.vm.cmd('x-query-snapshot-device')['restores']
-            samples.append((done, self.anonymous()))
-            if done > restores * 0.99:
-                break
-            time.sleep(0.1)
-        self.assertIn(f'soak: {restores} restores', self.finish())
-
-        def median(low, high):
-            part = [kib for done, kib in samples
-                    if low * restores <= done < high * restores]
-            self.assertGreater(len(part), 2, 'too few samples')
-            return sorted(part)[len(part) // 2]
-
-        early, late = median(0.1, 0.2), median(0.9, 1)
-        self.log.info('anonymous memory: %d KiB, later %d KiB', early, late)
-        self.assertLess(late - early, 1024, 'KiB more than at first')
-
 
 if __name__ == '__main__':
     QemuSystemTest.main()
