@@ -527,6 +527,7 @@ static uint64_t file_usage(const char *path)
 static void test_discard(const void *machine)
 {
     const uint64_t base = 1 * MiB, size = 15 * MiB;
+    g_autofree uint8_t *zeroes = g_malloc0(base + size);
     g_autofree char *dir = g_dir_make_tmp("snapshot-XXXXXX", NULL);
     g_autofree char *path = g_strdup_printf("%s/ram", dir);
     g_autofree char *properties = g_strdup_printf(",file=%s", path);
@@ -575,6 +576,16 @@ static void test_discard(const void *machine)
     snapshot_discard(vm, 0);
     g_assert_cmpuint(file_usage(path), <, 2 * one);
     snapshot_check(vm, base, size, i - 1);
+
+    /* Zeroes, which are not written, where another image was */
+    snapshot_save(vm, 1);
+    snapshot_save(vm, 2);
+    snapshot_discard(vm, 1);
+    qtest_memset(vm->qts, base, 0, size);
+    snapshot_save(vm, 1);
+    snapshot_fill(vm, base, size, 1);
+    snapshot_restore(vm, 1);
+    check_ram(vm->qts, zeroes, base, base + size);
 
     snapshot_vm_end(vm);
     g_assert_cmpint(access(path, F_OK), !=, 0);
