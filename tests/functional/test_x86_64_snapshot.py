@@ -80,7 +80,7 @@ class Guest:
         except FileNotFoundError:
             return ''
 
-    def finish(self, timeout=120):
+    def finish(self, timeout=600):
         """Wait for the guest's own end, which must be a success."""
         try:
             self.vm.wait(timeout=timeout)
@@ -106,13 +106,13 @@ class Guest:
     # Precision
 
     def test_precise(self):
-        self.run_case('precise', memory='8M')
+        self.run_case('precise', memory='8M', n=500)
 
     def test_precise_smp2(self):
-        self.run_case('precise', memory='8M', cpus=2, n=1000)
+        self.run_case('precise', memory='8M', cpus=2, n=200)
 
     def test_precise_smp4(self):
-        self.run_case('precise', memory='8M', cpus=4, n=1000)
+        self.run_case('precise', memory='8M', cpus=4, n=200)
 
     def test_precise_restores(self):
         self.run_case('precise_restores')
@@ -315,7 +315,7 @@ class Tcg(Guest):
         self.run_case('a20')            # KVM has no A20
 
     def test_single_thread_precise(self):
-        self.run_case('precise', memory='8M', cpus=2, n=300,
+        self.run_case('precise', memory='8M', cpus=2, n=100,
                       accel='tcg,thread=single')
 
     def test_single_thread_smp(self):
@@ -325,7 +325,7 @@ class Tcg(Guest):
         self.run_case('smp_waiting', cpus=2, accel='tcg,thread=single')
 
     def test_icount_precise(self):
-        self.run_case('precise', *self.ICOUNT, memory='8M', n=1000)
+        self.run_case('precise', *self.ICOUNT, memory='8M', n=100)
 
     def test_icount_precise_restores(self):
         self.run_case('precise_restores', *self.ICOUNT, n=3000)

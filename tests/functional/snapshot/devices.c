@@ -154,6 +154,7 @@ static unsigned uart_drain(uint8_t first)
     return n;
 }
 
+/* Loops @n bytes back to the FIFO, which holds what arrived before as well. */
 static void uart_fill(uint8_t first, unsigned n)
 {
     while (n--) {
@@ -200,7 +201,8 @@ CASE(queues)
         unsigned pass = snapshot_save();
 
         if (pass != 1) {                /* in pass 1: restore over full */
-            check_equal("bytes in the FIFO", uart_drain(0x40), n);
+            uart_fill(0x40 + n, 1);     /* or old bytes may hide */
+            check_equal("bytes in the FIFO", uart_drain(0x40), n + 1);
             check_equal("bytes from the keyboard", keyboard_drain(0x99), !!n);
         }
         if (pass & 1) {

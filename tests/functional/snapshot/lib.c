@@ -11,7 +11,6 @@
 #define EXIT_FAILED     0x11
 
 #define MULTIBOOT_CMDLINE 16            /* offset of a char * */
-#define MULTIBOOT_MEM_UPPER 8           /* offset of KiB above 1 MiB */
 
 uintptr_t snapshot_bar;
 unsigned snapshot_devfn;
@@ -456,6 +455,7 @@ static void pm_timer_init(void)
 
 #define FW_CFG_SELECT   0x510
 #define FW_CFG_DMA      0x514
+#define FW_CFG_RAM_SIZE 0x03
 #define FW_CFG_FILE_DIR 0x19
 #define DMA_ERROR       1u
 #define DMA_READ        2u
@@ -536,11 +536,12 @@ void noreturn guest_main(const uint32_t *multiboot)
     int devfn;
 
     command_line = (const char *)multiboot[MULTIBOOT_CMDLINE / 4];
-    memory_top = 0x100000 + multiboot[MULTIBOOT_MEM_UPPER / 4] * 1024;
     idt_init();
     pic_init();
     pm_timer_init();
     apic_enable();
+    /* All of it, also what firmware reserves for itself */
+    fw_cfg_dma_read(FW_CFG_RAM_SIZE, &memory_top, sizeof(memory_top));
     wanted = find_option("case");
     check(wanted, "no case= in \"%s\"", command_line);
 
