@@ -393,8 +393,9 @@ static void sleep_us(unsigned us)
 
 /*
  * Save @saves times while the tasks run; go back to each @restores / @saves
- * times, up to 8 ms later. How much later comes from ARGUMENT, which counts
- * the restores: a random number kept in memory would be the same each time.
+ * times, up to 8 ms later, now and then up to 80, for damage to show. How much
+ * later comes from ARGUMENT, which counts the restores: a random number kept
+ * in memory would be the same each time.
  */
 static void disturb(struct snapshot *s, int64_t restores, int64_t saves,
                     const pid_t *pids)
@@ -415,7 +416,7 @@ static void disturb(struct snapshot *s, int64_t restores, int64_t saves,
         if (n < restores / saves) {
             seed = snapshot_argument(s);
             snapshot_set_argument(s, seed + 1);
-            sleep_us(mix(&seed) % 8000);
+            sleep_us(mix(&seed) % (n % 10 ? 8000 : 80000));
             n = snapshot_restore(s, 0);
             fail("restore: %s", snapshot_strerror(n));
         }
