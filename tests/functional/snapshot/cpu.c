@@ -601,6 +601,7 @@ CASE(a20)
         pass = snapshot_save();
         check(mmio_read(odd) == (on ? 0x0d0d : 0xe0e0),
               "A20 should be %u, pass %u", on, pass);
+        check_equal("port 0x92", inb(0x92) & 2, on << 1);
         a20_set(!on);
         check(mmio_read(odd) == (on ? 0xe0e0 : 0x0d0d),
               "A20 cannot be %u", !on);
