@@ -1,0 +1,63 @@
+/*
+ * Dirty log: the list of RAM pages that were written to
+ *
+ * The dirty bitmaps of DIRTY_MEMORY_* tell of each page whether it was written
+ * to; to find those that were, all of RAM's bits must be looked at.  This log
+ * is a list, so that what its user does costs in proportion to the pages that
+ * changed, not to the size of the machine.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef EXEC_RAM_DIRTY_LOG_H
+#define EXEC_RAM_DIRTY_LOG_H
+
+#include "exec/cpu-common.h"
+#include "exec/ramlist.h"
+
+/**
+ * RAMDirtyLog: pages written to since they were last taken from the log
+ *
+ * Pages are numbered by their ram_addr_t.  Writers, in any thread, only add;
+ * the user removes pages while no vCPU runs.
+ */
+struct RAMDirtyLog {
+    struct rcu_head rcu;
+    unsigned page_bits;
+    uint32_t nr_pages;          /* of RAM when the log was made */
+    unsigned len;               /* of @list */
+    unsigned long *bitmap;      /* by page: is it in @list? */
+    uint32_t *list;
+};
+
+/**
+ * ram_dirty_log_start: log which pages are written to from now on
+ *
+ * Replaces a log that there was.  RAM that is plugged later is not logged.
+ * Called with the BQL held and the vCPUs stopped; the TCG TLBs are flushed by
+ * this, for a write to a page that is thought dirty takes no notice.
+ */
+RAMDirtyLog *ram_dirty_log_start(void);
+
+/** ram_dirty_log_stop: end logging; the BQL is held and the vCPUs stopped */
+void ram_dirty_log_stop(void);
+
+/**
+ * ram_dirty_log_add: note that a range was written to
+ *
+ * Lock-free; within an RCU critical section or with the BQL held.
+ */
+void ram_dirty_log_add(RAMDirtyLog *log, ram_addr_t start, ram_addr_t length);
+
+/** ram_dirty_log_is_clean: would a write to this address be news? */
+static inline bool ram_dirty_log_is_clean(ram_addr_t addr)
+{
+    RAMDirtyLog *log = qatomic_rcu_read(&ram_list.dirty_log);
+
+    if (likely(!log) || addr >> log->page_bits >= log->nr_pages) {
+        return false;
+    }
+    return !test_bit(addr >> log->page_bits, log->bitmap);
+}
+
+#endif /* EXEC_RAM_DIRTY_LOG_H */
