@@ -1,78 +1,68 @@
 /*
  * RAM snapshots: the content of all RAM blocks, kept to be put back
  *
- * An image is an extent of a sparse file, usually a memfd.  A RAM block is put
- * back by mapping its part of the image privately in its place; while it is
- * mapped so, dropping the private pages (MADV_DONTNEED) is all that a further
- * restore takes.  Whoever wrote to RAM, and by which path, does not matter.
- * Blocks that cannot lie on a private mapping are compared and copied.
+ * What all ways of doing it share; the ways themselves are in
+ * ram-snapshot-remap.c and ram-snapshot-dirty.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
-#include "qemu/madvise.h"
 #include "qemu/memfd.h"
-#include "qemu/queue.h"
 #include "qemu/rcu.h"
-#include "qemu/cutils.h"
-#include "qemu/units.h"
 #include "qapi/error.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
-#include "exec/ramlist.h"
-#include "hw/boards.h"
-#include "system/qtest.h"
-#include "ram-snapshot.h"
-#include "trace.h"
+#include "hw/virtio/vhost.h"
+#include "system/system.h"
+#include "system/tcg.h"
+#include "ram-snapshot-int.h"
 
-/* Granule in which zeroes become holes of the image. */
-#define IMAGE_CHUNK (64 * KiB)
-
-/*
- * A private mapping costs one page fault for each page touched after a
- * restore, and system calls.  Comparing and copying a small block is cheaper.
- */
-#define REMAP_MIN (256 * KiB)
-
-typedef struct SavedBlock {
-    RAMBlock *rb;
-    char *idstr;
-    uint8_t *host;
-    ram_addr_t length;
-    off_t pos;          /* in the image */
-    bool remap;
-    void *prepared;     /* mapping to be moved over @host, or NULL */
-} SavedBlock;
-
-struct RAMSnapshot {
-    RAMSnapshotStore *store;
-    unsigned refs;      /* its owner and, while RAM lies on it, the store */
-    off_t base;         /* in the file */
-    uint64_t size;
-    uint8_t *image;     /* read-only view of the whole image */
-    GArray *blocks;     /* of SavedBlock */
-    QTAILQ_ENTRY(RAMSnapshot) next;
-};
-
-struct RAMSnapshotStore {
-    int fd;
-    char *path;
-    /* Live images, in the order of their place in the file. */
-    QTAILQ_HEAD(, RAMSnapshot) images;
-    /* All blocks with @remap lie on this image; a block plugged later not. */
-    RAMSnapshot *mapped;
-    unsigned mapped_version;
-};
-
-RAMSnapshotStore *ram_snapshot_store_new(const char *path, Error **errp)
+/* Kernel vhost and vhost-user write to RAM in their own time, unseen. */
+static bool has_vhost(void)
 {
+    return vhost_get_max_memslots() != UINT_MAX;
+}
+
+static const RAMSnapshotOps *choose_ops(SnapshotDeviceRam mode, Error **errp)
+{
+    switch (mode) {
+    case SNAPSHOT_DEVICE_RAM_AUTO:
+        return tcg_enabled() && !has_vhost() ? &ram_snapshot_dirty_ops
+                                             : &ram_snapshot_remap_ops;
+    case SNAPSHOT_DEVICE_RAM_REMAP:
+        return &ram_snapshot_remap_ops;
+    case SNAPSHOT_DEVICE_RAM_DIRTY:
+        if (!tcg_enabled()) {
+            error_setg(errp, "ram=dirty needs the TCG accelerator");
+            error_append_hint(errp, "Use ram=remap, or ram=auto.\n");
+            return NULL;
+        }
+        return &ram_snapshot_dirty_ops;
+    default:
+        g_assert_not_reached();
+    }
+}
+
+/* Devices are not unrealized when QEMU ends. */
+static void remove_file(Notifier *n, void *data)
+{
+    unlink(container_of(n, RAMSnapshotStore, exit)->path);
+}
+
+RAMSnapshotStore *ram_snapshot_store_new(SnapshotDeviceRam mode,
+                                         const char *path, Error **errp)
+{
+    const RAMSnapshotOps *ops = choose_ops(mode, errp);
     RAMSnapshotStore *store;
     int fd;
 
+    if (!ops) {
+        return NULL;
+    }
     if (path) {
         fd = qemu_create(path, O_RDWR | O_EXCL, 0600, errp);
-        if (fd < 0) {
+        if (fd < 0 && !access(path, F_OK)) {
             error_append_hint(errp, "The RAM image is never written over an "
                               "existing file: remove it, or name another.\n");
         }
@@ -83,10 +73,15 @@ RAMSnapshotStore *ram_snapshot_store_new(const char *path, Error **errp)
         return NULL;
     }
 
-    store = g_new0(RAMSnapshotStore, 1);
+    store = g_malloc0(ops->store_size);
+    store->ops = ops;
     store->fd = fd;
-    store->path = g_strdup(path);
-    QTAILQ_INIT(&store->images);
+    if (path) {
+        store->path = g_strdup(path);
+        store->exit.notify = remove_file;
+        qemu_add_exit_notifier(&store->exit);
+    }
+    ops->store_init(store);
     return store;
 }
 
@@ -95,14 +90,25 @@ void ram_snapshot_store_free(RAMSnapshotStore *store)
     if (!store) {
         return;
     }
-    ram_snapshot_free(store->mapped);
-    g_assert(QTAILQ_EMPTY(&store->images));
+    store->ops->store_clear(store);
     if (store->path) {
+        qemu_remove_exit_notifier(&store->exit);
         unlink(store->path);
     }
     close(store->fd);
     g_free(store->path);
     g_free(store);
+}
+
+SnapshotDeviceRam ram_snapshot_store_mode(const RAMSnapshotStore *store)
+{
+    return store->ops->mode;
+}
+
+/* A backend that no device uses has no name of its own. */
+static const char *block_name(const RAMBlock *rb)
+{
+    return *rb->idstr ? rb->idstr : memory_region_name(rb->mr);
 }
 
 static const char *block_refusal(const RAMBlock *rb)
@@ -119,50 +125,50 @@ static const char *block_refusal(const RAMBlock *rb)
     return NULL;
 }
 
-bool ram_snapshot_blocked(Error **errp)
+bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp)
 {
     RAMBlock *rb;
 
+    if (store->ops->mode == SNAPSHOT_DEVICE_RAM_DIRTY && has_vhost()) {
+        error_setg(errp, "A vhost device writes to RAM unseen");
+        error_append_hint(errp, "Use ram=remap, or a device without vhost.\n");
+        return true;
+    }
+    if (ram_block_discard_is_required()) {
+        error_setg(errp, "A device needs to discard RAM (virtio-mem?), which "
+                   "a snapshot cannot allow");
+        return true;
+    }
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(rb) {
         const char *reason = block_refusal(rb);
 
         if (reason) {
             error_setg(errp, "RAM block '%s' cannot be put back: %s",
-                       rb->idstr, reason);
+                       block_name(rb), reason);
             return true;
         }
     }
     return false;
 }
 
-/*
- * Shared and preallocated memory must stay where others see it, a resizeable
- * block reserves more than it uses, huge pages would have to be a hugetlbfs
- * image's.
- */
-static bool block_can_remap(const RAMBlock *rb, ram_addr_t length)
+bool ram_snapshot_has_other_writers(const RAMBlock *rb)
 {
-    return !(rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_RESIZEABLE)) &&
-           rb->page_size == qemu_real_host_page_size() && length >= REMAP_MIN;
+    return (rb->flags & (RAM_SHARED | RAM_PREALLOC)) || rb->mr->rom_device;
 }
 
 static ram_addr_t block_length(const RAMBlock *rb)
 {
-    return ROUND_UP(rb->used_length, qemu_real_host_page_size());
+    /* What nobody can write to needs no putting back. */
+    return rb->flags & RAM_READONLY ? 0 :
+        ROUND_UP(rb->used_length, qemu_real_host_page_size());
 }
 
-/* What nobody can write to needs no putting back. */
-static bool block_is_constant(const RAMBlock *rb)
-{
-    return rb->flags & RAM_READONLY;
-}
-
-static bool image_pwrite(int fd, const uint8_t *buf, size_t len, off_t pos,
-                         Error **errp)
+bool ram_snapshot_pwrite(const RAMSnapshotStore *store, const uint8_t *buf,
+                         size_t len, off_t pos, Error **errp)
 {
     while (len) {
-        ssize_t n = RETRY_ON_EINTR(pwrite(fd, buf, len, pos));
+        ssize_t n = RETRY_ON_EINTR(pwrite(store->fd, buf, len, pos));
 
         if (n <= 0) {
             error_setg_errno(errp, n ? errno : ENOSPC,
@@ -178,79 +184,6 @@ static bool image_pwrite(int fd, const uint8_t *buf, size_t len, off_t pos,
     return true;
 }
 
-static bool image_write_block(const RAMSnapshot *snap, const SavedBlock *b,
-                              bool zeroed, Error **errp)
-{
-    ram_addr_t off;
-
-    for (off = 0; off < b->length; off += IMAGE_CHUNK) {
-        size_t len = MIN(IMAGE_CHUNK, b->length - off);
-
-        if (zeroed && buffer_is_zero(b->host + off, len)) {
-            continue;
-        }
-        if (!image_pwrite(snap->store->fd, b->host + off, len,
-                          snap->base + b->pos + off, errp)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Take the first gap of the file that is large enough. */
-static void image_place(RAMSnapshot *snap)
-{
-    RAMSnapshot *other;
-
-    QTAILQ_FOREACH(other, &snap->store->images, next) {
-        if (other->base - snap->base >= snap->size) {
-            QTAILQ_INSERT_BEFORE(other, snap, next);
-            return;
-        }
-        snap->base = other->base + other->size;
-    }
-    QTAILQ_INSERT_TAIL(&snap->store->images, snap, next);
-}
-
-static bool image_punch(const RAMSnapshot *snap)
-{
-    return !fallocate(snap->store->fd, FALLOC_FL_PUNCH_HOLE |
-                      FALLOC_FL_KEEP_SIZE, snap->base, snap->size);
-}
-
-static bool image_write(RAMSnapshot *snap, Error **errp)
-{
-    int fd = snap->store->fd;
-    struct stat st;
-    bool zeroed;
-    unsigned i;
-
-    if (fstat(fd, &st) < 0 ||
-        (st.st_size < snap->base + snap->size &&
-         ftruncate(fd, snap->base + snap->size) < 0)) {
-        error_setg_errno(errp, errno, "Growing the RAM image to %" PRIu64
-                         " bytes failed", snap->base + snap->size);
-        return false;
-    }
-    zeroed = st.st_size <= snap->base || image_punch(snap);
-
-    for (i = 0; i < snap->blocks->len; i++) {
-        if (!image_write_block(snap, &g_array_index(snap->blocks, SavedBlock,
-                                                    i), zeroed, errp)) {
-            return false;
-        }
-    }
-
-    snap->image = mmap(NULL, snap->size, PROT_READ, MAP_SHARED, fd,
-                       snap->base);
-    if (snap->image == MAP_FAILED) {
-        snap->image = NULL;
-        error_setg_errno(errp, errno, "Mapping the RAM image failed");
-        return false;
-    }
-    return true;
-}
-
 static void saved_block_clear(void *block)
 {
     g_free(((SavedBlock *)block)->idstr);
@@ -262,12 +195,11 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
     RAMBlock *rb;
 
     if (ram_block_discard_disable(true)) {
-        error_setg(errp, "A device needs to discard RAM (virtio-mem?), which "
-                   "a snapshot cannot allow");
+        error_setg(errp, "RAM is being discarded");
         return NULL;
     }
 
-    snap = g_new0(RAMSnapshot, 1);
+    snap = g_malloc0(store->ops->snapshot_size);
     snap->store = store;
     snap->refs = 1;
     snap->blocks = g_array_new(false, true, sizeof(SavedBlock));
@@ -277,21 +209,17 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
     RAMBLOCK_FOREACH(rb) {
         SavedBlock b = {
             .rb = rb,
-            .idstr = g_strdup(rb->idstr),
+            .idstr = g_strdup(block_name(rb)),
             .host = rb->host,
+            .offset = rb->offset,
             .length = block_length(rb),
             .pos = snap->size,
         };
 
-        if (block_is_constant(rb)) {
-            b.length = 0;
-        }
-        b.remap = block_can_remap(rb, b.length);
         g_array_append_val(snap->blocks, b);
         snap->size += b.length;
     }
-    image_place(snap);
-    return image_write(snap, errp) ? g_steal_pointer(&snap) : NULL;
+    return store->ops->save(snap, errp) ? g_steal_pointer(&snap) : NULL;
 }
 
 bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
@@ -301,154 +229,44 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
 
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(rb) {
-        const SavedBlock *b = &g_array_index(snap->blocks, SavedBlock, i);
+        const SavedBlock *b = saved_block(snap, i);
 
         if (i == snap->blocks->len || b->rb != rb || b->host != rb->host ||
-            strcmp(b->idstr, rb->idstr)) {
+            b->offset != rb->offset || strcmp(b->idstr, block_name(rb))) {
             error_setg(errp, "RAM block '%s' was plugged after the save, or "
-                       "another unplugged", rb->idstr);
+                       "another unplugged", block_name(rb));
             return false;
         }
-        if (!block_is_constant(rb) && b->length != block_length(rb)) {
+        if (b->length != block_length(rb)) {
             error_setg(errp, "RAM block '%s' was resized after the save",
-                       rb->idstr);
+                       block_name(rb));
             return false;
         }
         i++;
     }
     if (i < snap->blocks->len) {
         error_setg(errp, "RAM block '%s' was unplugged after the save",
-                   g_array_index(snap->blocks, SavedBlock, i).idstr);
+                   saved_block(snap, i)->idstr);
         return false;
     }
     return true;
-}
-
-static bool block_map(const RAMSnapshot *snap, SavedBlock *b, Error **errp)
-{
-    int flags = b->rb->flags & RAM_NORESERVE ? MAP_NORESERVE : 0;
-    void *p = mmap(NULL, b->length, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | flags, snap->store->fd, snap->base + b->pos);
-
-    if (p == MAP_FAILED) {
-        error_setg_errno(errp, errno, "Mapping %" PRIu64 " bytes of the RAM "
-                         "image for '%s' failed", (uint64_t)b->length,
-                         b->idstr);
-        return false;
-    }
-    /* As ram_block_add() does for the mapping that this one replaces. */
-    if (!machine_dump_guest_core(current_machine)) {
-        qemu_madvise(p, b->length, QEMU_MADV_DONTDUMP);
-    }
-    if (!qtest_enabled()) {
-        qemu_madvise(p, b->length, QEMU_MADV_DONTFORK);
-    }
-    b->prepared = p;
-    return true;
-}
-
-static bool block_move_mapping(SavedBlock *b, Error **errp)
-{
-    void *p = mremap(b->prepared, b->length, b->length,
-                     MREMAP_MAYMOVE | MREMAP_FIXED, b->host);
-
-    if (p == MAP_FAILED) {
-        error_setg_errno(errp, errno, "Moving the RAM image over '%s' failed",
-                         b->idstr);
-        return false;
-    }
-    b->prepared = NULL;
-    return true;
-}
-
-static bool ram_is_mapped_from(const RAMSnapshot *snap)
-{
-    return snap->store->mapped == snap &&
-           snap->store->mapped_version == ram_list.version;
 }
 
 bool ram_snapshot_prepare(RAMSnapshot *snap, Error **errp)
 {
-    unsigned i;
-
-    if (ram_is_mapped_from(snap)) {
-        return true;
-    }
-    for (i = 0; i < snap->blocks->len; i++) {
-        SavedBlock *b = &g_array_index(snap->blocks, SavedBlock, i);
-
-        if (b->remap && !block_map(snap, b, errp)) {
-            ram_snapshot_cancel(snap);
-            return false;
-        }
-    }
-    return true;
+    return !snap->store->ops->prepare || snap->store->ops->prepare(snap, errp);
 }
 
 void ram_snapshot_cancel(RAMSnapshot *snap)
 {
-    unsigned i;
-
-    for (i = 0; i < snap->blocks->len; i++) {
-        SavedBlock *b = &g_array_index(snap->blocks, SavedBlock, i);
-
-        if (b->prepared) {
-            munmap(b->prepared, b->length);
-            b->prepared = NULL;
-        }
+    if (snap->store->ops->cancel) {
+        snap->store->ops->cancel(snap);
     }
 }
 
-/* Pages that did not change are only read, so that they stay shared. */
-static void block_copy(const RAMSnapshot *snap, const SavedBlock *b)
+bool ram_snapshot_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
-    const size_t page = qemu_real_host_page_size();
-    const uint8_t *from = snap->image + b->pos;
-    ram_addr_t off;
-
-    for (off = 0; off < b->length; off += page) {
-        if (memcmp(b->host + off, from + off, page)) {
-            memcpy(b->host + off, from + off, page);
-        }
-    }
-}
-
-static bool block_restore(const RAMSnapshot *snap, SavedBlock *b, Error **errp)
-{
-    if (!b->remap) {
-        block_copy(snap, b);
-    } else if (b->prepared) {
-        return block_move_mapping(b, errp);
-    } else if (madvise(b->host, b->length, MADV_DONTNEED) < 0) {
-        /* Locked pages (-overcommit mem-lock=on) are not dropped so. */
-        return block_map(snap, b, errp) && block_move_mapping(b, errp);
-    }
-    return true;
-}
-
-bool ram_snapshot_restore(RAMSnapshot *snap, Error **errp)
-{
-    RAMSnapshotStore *store = snap->store;
-    unsigned i;
-
-    for (i = 0; i < snap->blocks->len; i++) {
-        SavedBlock *b = &g_array_index(snap->blocks, SavedBlock, i);
-
-        if (!block_restore(snap, b, errp)) {
-            return false;
-        }
-        if (b->length) {
-            memory_region_set_dirty(b->rb->mr, 0, b->rb->used_length);
-        }
-    }
-
-    if (store->mapped != snap) {
-        ram_snapshot_free(store->mapped);
-        store->mapped = snap;
-        snap->refs++;
-    }
-    store->mapped_version = ram_list.version;
-    return true;
+    return snap->store->ops->restore(snap, pages, errp);
 }
 
 uint64_t ram_snapshot_size(const RAMSnapshot *snap)
@@ -461,13 +279,7 @@ void ram_snapshot_free(RAMSnapshot *snap)
     if (!snap || --snap->refs) {
         return;
     }
-    if (snap->image) {
-        munmap(snap->image, snap->size);
-    }
-    if (QTAILQ_IN_USE(snap, next)) {
-        image_punch(snap);
-        QTAILQ_REMOVE(&snap->store->images, snap, next);
-    }
+    snap->store->ops->release(snap);
     g_array_unref(snap->blocks);
     g_free(snap);
     ram_block_discard_disable(false);

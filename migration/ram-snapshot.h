@@ -1,14 +1,15 @@
 /*
  * RAM snapshots: the content of all RAM blocks, kept to be put back
  *
- * Everything here runs in the main loop with the BQL held and the vCPUs
- * stopped, unless noted.
+ * Everything here is called with the BQL held and the vCPUs stopped.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef MIGRATION_RAM_SNAPSHOT_H
 #define MIGRATION_RAM_SNAPSHOT_H
+
+#include "qapi/qapi-types-migration.h"
 
 /** RAMSnapshotStore: where images are kept, one file for all of them */
 typedef struct RAMSnapshotStore RAMSnapshotStore;
@@ -18,28 +19,34 @@ typedef struct RAMSnapshot RAMSnapshot;
 
 /**
  * ram_snapshot_store_new: open the file that images are kept in
+ * @mode: how RAM is put back; "auto" takes the fastest that this machine can
  * @path: file to create, mode 0600, or NULL for anonymous memory
- * @errp: set if it exists already or cannot be created
+ * @errp: set if the file exists already or cannot be created, or the machine
+ *        cannot do what @mode asks for
  *
  * The file is removed again by ram_snapshot_store_free().
  */
-RAMSnapshotStore *ram_snapshot_store_new(const char *path, Error **errp);
+RAMSnapshotStore *ram_snapshot_store_new(SnapshotDeviceRam mode,
+                                         const char *path, Error **errp);
 
 /** ram_snapshot_store_free: all images were freed before; NULL is allowed */
 void ram_snapshot_store_free(RAMSnapshotStore *store);
+
+/** ram_snapshot_store_mode: how RAM is put back, never "auto" */
+SnapshotDeviceRam ram_snapshot_store_mode(const RAMSnapshotStore *store);
 
 /**
  * ram_snapshot_blocked: is there RAM that could not be put back?
  * @errp: set to the RAM block's name and the reason
  */
-bool ram_snapshot_blocked(Error **errp);
+bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp);
 
 /**
  * ram_snapshot_save: write all RAM into a new image
  *
- * Takes time and host memory in proportion to the RAM that is not zero.  RAM
- * itself is not touched.  Until the image is freed, ram_block_discard_disable()
- * is held.
+ * Takes host memory, and for the first image time, in proportion to the RAM
+ * that is not zero.  RAM itself is not changed.  Until the image is freed,
+ * ram_block_discard_disable() is held.
  *
  * Returns: the image, or NULL with @errp set
  */
@@ -67,22 +74,19 @@ void ram_snapshot_cancel(RAMSnapshot *snap);
 
 /**
  * ram_snapshot_restore: put all RAM back
+ * @pages: set to how many pages were put back, or 0 if they are not counted
  *
- * After ram_snapshot_prepare().  Dirty bitmaps are set, translated code and
- * TLBs are the caller's to flush.
+ * After ram_snapshot_prepare().  RAM is set dirty where it changed, code that
+ * was translated from it is dropped, and so are the TLBs of TCG.
  *
  * Returns: false with @errp set if RAM is left in an undefined state
  */
-bool ram_snapshot_restore(RAMSnapshot *snap, Error **errp);
+bool ram_snapshot_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp);
 
-/** ram_snapshot_size: bytes of RAM in the image, holes counted in full */
+/** ram_snapshot_size: bytes of RAM in the image, zeroes counted too */
 uint64_t ram_snapshot_size(const RAMSnapshot *snap);
 
-/**
- * ram_snapshot_free: forget an image; NULL is allowed
- *
- * If RAM is mapped from it, its memory is freed by the next restore of another.
- */
+/** ram_snapshot_free: forget an image; NULL is allowed */
 void ram_snapshot_free(RAMSnapshot *snap);
 
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(RAMSnapshot, ram_snapshot_free)

@@ -92,7 +92,8 @@ void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
     if (hmp_handle_error(mon, err)) {
         return;
     }
-    monitor_printf(mon, "slots: %u\n", info->slots);
+    monitor_printf(mon, "ram: %s, slots: %u\n",
+                   SnapshotDeviceRam_str(info->ram), info->slots);
     for (l = info->saved; l; l = l->next) {
         monitor_printf(mon, "slot %u: RAM %" PRIu64 " KiB, devices %" PRIu64
                        " bytes, %" PRIu64 " restores\n", l->value->slot,

@@ -25,6 +25,7 @@
 #include "system/replay.h"
 #include "system/reset.h"
 #include "system/runstate.h"
+#include "system/tcg.h"
 #include "migration.h"
 #include "ram-snapshot.h"
 #include "savevm.h"
@@ -56,7 +57,9 @@ struct VMSnapshot {
 
     bool in_progress;
     char *last_refusal;         /* told the host already */
+    int64_t report_again;       /* not before this time, by get_clock() */
     uint64_t restores;
+    uint64_t last_pages;
     uint64_t times[RESTORE_TIMES];      /* ns; a ring, by @restores */
 };
 
@@ -109,7 +112,7 @@ static bool vm_snapshot_cannot_save(VMSnapshot *s, Error **errp)
         return true;
     }
     return migration_is_blocked(errp) || qemu_device_state_blocked(errp) ||
-        ram_snapshot_blocked(errp);
+        ram_snapshot_blocked(s->store, errp);
 }
 
 /*
@@ -152,10 +155,12 @@ static void vm_snapshot_resume(RunState was)
 static void vm_snapshot_stop_for_good(RunState was)
 {
     bdrv_drain_all_end();
-    if (runstate_is_live(was)) {
-        /* There is no direct way out of RESTORE_VM. */
+    if (!runstate_needs_reset()) {
+        /* There is no direct way there from RESTORE_VM or PAUSED. */
         runstate_set(RUN_STATE_RUNNING);
         runstate_set(RUN_STATE_INTERNAL_ERROR);
+    }
+    if (runstate_is_live(was)) {
         qapi_event_send_stop();
     }
 }
@@ -167,44 +172,54 @@ static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
     *slot = (VMSnapshotSlot) { };
 }
 
-static int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
+/*
+ * What may be refused is found out with the vCPUs stopped: while they are being
+ * stopped, the BQL is not held, and devices may come and go.
+ */
+static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
 {
     g_autoptr(RAMSnapshot) ram = NULL;
     g_autoptr(DeviceStateImage) devices = NULL;
-    int64_t t_stop = get_clock(), t_devices, t_ram, t_end;
+    int64_t t_devices = get_clock(), t_ram;
     VMSnapshotSlot *slot = &s->slots[n];
-    RunState was;
 
-    if (vm_snapshot_not_now(errp) || vm_snapshot_cannot_save(s, errp)) {
+    if (vm_snapshot_cannot_save(s, errp)) {
         return -ENOTSUP;
     }
+    devices = qemu_device_state_save(errp);
+    if (!devices) {
+        return -ENOTSUP;
+    }
+    t_ram = get_clock();
+    ram = ram_snapshot_save(s->store, errp);
+    if (!ram) {
+        return -ENOMEM;
+    }
+    trace_vm_snapshot_save(n, ram_snapshot_size(ram),
+                           qemu_device_state_size(devices),
+                           t_ram - t_devices, get_clock() - t_ram);
+    vm_snapshot_clear_slot(slot);
+    slot->ram = g_steal_pointer(&ram);
+    slot->devices = g_steal_pointer(&devices);
+    slot->suspended = vm_get_suspended();
+    s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, 0);
+    return 0;
+}
 
+static int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
+{
+    RunState was;
+    int ret;
+
+    if (vm_snapshot_not_now(errp)) {
+        return -ENOTSUP;
+    }
     /* Loading the section that holds it fails if it is empty. */
     global_state_store();
     was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
-    t_devices = get_clock();
-    devices = qemu_device_state_save(errp);
-    t_ram = get_clock();
-    if (devices) {
-        ram = ram_snapshot_save(s->store, errp);
-    }
-    t_end = get_clock();
-
-    if (ram) {
-        trace_vm_snapshot_save(n, ram_snapshot_size(ram),
-                               qemu_device_state_size(devices),
-                               t_devices - t_stop, t_ram - t_devices,
-                               t_end - t_ram);
-        vm_snapshot_clear_slot(slot);
-        slot->ram = g_steal_pointer(&ram);
-        slot->devices = g_steal_pointer(&devices);
-        slot->suspended = vm_get_suspended();
-        s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, 0);
-        vm_snapshot_resume(was);
-        return 0;
-    }
+    ret = vm_snapshot_save_quiesced(s, n, errp);
     vm_snapshot_resume(was);
-    return devices ? -ENOMEM : -ENOTSUP;
+    return ret;
 }
 
 static void vm_snapshot_count(VMSnapshot *s, VMSnapshotSlot *slot, int64_t ns)
@@ -213,24 +228,64 @@ static void vm_snapshot_count(VMSnapshot *s, VMSnapshotSlot *slot, int64_t ns)
     slot->restores++;
 }
 
-/* Once the guest has changed, an error leaves nothing to go back to. */
-static bool vm_snapshot_load(VMSnapshotSlot *slot, unsigned n, Error **errp)
+/* Is it enough to put back what changed, in a machine that was not reset? */
+static bool vm_snapshot_is_incremental(const VMSnapshot *s,
+                                       const VMSnapshotSlot *slot)
 {
-    int64_t t_reset = get_clock(), t_ram, t_devices;
+    return ram_snapshot_store_mode(s->store) == SNAPSHOT_DEVICE_RAM_DIRTY &&
+        qemu_device_state_in_place(slot->devices);
+}
 
-    /* Reset writes ROMs to RAM, and devices' state may depend on RAM. */
-    qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
-    t_ram = get_clock();
-    if (!ram_snapshot_restore(slot->ram, errp)) {
-        return false;
+/*
+ * Once the guest has changed, an error leaves nothing to go back to.
+ *
+ * What devices derive from RAM they derive from it as it was saved, so that
+ * RAM goes first.  Reset writes ROMs to RAM: it goes before.
+ */
+static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
+{
+    VMSnapshotSlot *slot = &s->slots[n];
+    int64_t t_ram = get_clock(), t_devices;
+    uint64_t pages = 0;
+    bool reset = true;
+
+    if (vm_snapshot_is_incremental(s, slot)) {
+        if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
+            return false;
+        }
+        t_devices = get_clock();
+        reset = !qemu_device_state_load_changed(slot->devices);
+        trace_vm_snapshot_load(n, pages, t_devices - t_ram, reset,
+                               get_clock() - t_devices);
     }
-    t_devices = get_clock();
-    if (!qemu_device_state_load(slot->devices, errp)) {
-        return false;
+    s->last_pages = pages;
+    if (reset) {
+        qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
+        t_ram = get_clock();
+        if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
+            return false;
+        }
+        s->last_pages += pages;
+        t_devices = get_clock();
+        if (!qemu_device_state_load(slot->devices, errp)) {
+            return false;
+        }
+        trace_vm_snapshot_load(n, pages, t_devices - t_ram, reset,
+                               get_clock() - t_devices);
     }
-    trace_vm_snapshot_load(n, t_ram - t_reset, t_devices - t_ram,
-                           get_clock() - t_devices);
     return true;
+}
+
+/* With the vCPUs stopped, see vm_snapshot_save_quiesced(). */
+static int vm_snapshot_prepare(VMSnapshot *s, unsigned n, Error **errp)
+{
+    VMSnapshotSlot *slot = &s->slots[n];
+
+    if (!ram_snapshot_matches(slot->ram, errp) ||
+        !qemu_device_state_matches(slot->devices, errp)) {
+        return -ESTALE;
+    }
+    return ram_snapshot_prepare(slot->ram, errp) ? 0 : -ENOMEM;
 }
 
 static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
@@ -239,6 +294,7 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
     VMSnapshotSlot *slot = &s->slots[n];
     int64_t t_stop = get_clock(), t_load, t_start, t_end;
     RunState was;
+    int ret;
 
     if (!slot->ram) {
         error_setg(errp, "There is no snapshot in slot %u", n);
@@ -247,17 +303,14 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
     if (vm_snapshot_not_now(errp)) {
         return -ENOTSUP;
     }
-    if (!ram_snapshot_matches(slot->ram, errp) ||
-        !qemu_device_state_matches(slot->devices, errp)) {
-        return -ESTALE;
-    }
-    if (!ram_snapshot_prepare(slot->ram, errp)) {
-        return -ENOMEM;
-    }
-
     was = vm_snapshot_quiesce(RUN_STATE_RESTORE_VM);
+    ret = vm_snapshot_prepare(s, n, errp);
+    if (ret) {
+        vm_snapshot_resume(was);
+        return ret;
+    }
     t_load = get_clock();
-    if (!vm_snapshot_load(slot, n, errp)) {
+    if (!vm_snapshot_load(s, n, errp)) {
         ram_snapshot_cancel(slot->ram);
         vm_snapshot_stop_for_good(was);
         return -EIO;
@@ -276,6 +329,100 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
     trace_vm_snapshot_restore(n, t_stop - since, t_load - t_stop,
                               t_start - t_load, t_end - t_start);
     return 0;
+}
+
+static bool vm_snapshot_has_disk(void)
+{
+    BlockBackend *blk;
+
+    for (blk = blk_all_next(NULL); blk; blk = blk_all_next(blk)) {
+        if (blk_is_inserted(blk)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * A restore may be carried out on the vCPU's own thread if nothing but vCPUs
+ * and the main loop, which the BQL keeps away, touches the machine: no thread
+ * or request of the block layer, no accelerator that has state of its own.
+ */
+static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
+{
+    const VMSnapshotSlot *slot = &s->slots[n];
+
+    return tcg_enabled() && runstate_is_running() && slot->ram &&
+        !slot->suspended && !vm_snapshot_not_now(NULL) && !vm_snapshot_has_disk() &&
+        vm_snapshot_is_incremental(s, slot);
+}
+
+/* Other vCPUs wait outside the execution loop from here on. */
+static void vm_snapshot_stop_others(void)
+{
+    if (CPU_NEXT(first_cpu)) {
+        bql_unlock();
+        start_exclusive();
+        bql_lock();
+    }
+}
+
+static void vm_snapshot_let_others_run(void)
+{
+    CPUState *cpu;
+
+    if (CPU_NEXT(first_cpu)) {
+        end_exclusive();
+        /* One that was halted may not be so any more. */
+        CPU_FOREACH(cpu) {
+            qemu_cpu_kick(cpu);
+        }
+    }
+}
+
+/*
+ * The short way of a restore: no thread is woken, no handler of a stop called.
+ * The vCPU is between two instructions, with the BQL held.
+ */
+static void vm_snapshot_on_vcpu(CPUState *cpu, run_on_cpu_data data)
+{
+    VMSnapshot *s = data.host_ptr;
+    int64_t t_stop = get_clock(), t_load, t_start, t_end;
+    bool ok;
+
+    if (!s->requested || s->op != VM_SNAPSHOT_RESTORE) {
+        return;
+    }
+    s->in_progress = true;
+    vm_snapshot_stop_others();
+    if (!s->requested || s->op != VM_SNAPSHOT_RESTORE ||
+        !vm_snapshot_can_stay_on_vcpu(s, s->slot) ||
+        vm_snapshot_prepare(s, s->slot, NULL)) {
+        /* Something came in between, or goes wrong: tell it in full. */
+        s->in_progress = false;
+        cpu_stop_current();
+        qemu_bh_schedule(s->bh);
+        vm_snapshot_let_others_run();
+        return;
+    }
+    s->requested = false;
+
+    t_load = get_clock();
+    cpu_disable_ticks();
+    ok = vm_snapshot_load(s, s->slot, &error_warn);
+    cpu_enable_ticks();
+    t_start = get_clock();
+    s->in_progress = false;
+    if (ok) {
+        s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, 0);
+    } else {
+        vm_stop(RUN_STATE_INTERNAL_ERROR);
+    }
+    vm_snapshot_let_others_run();
+    t_end = get_clock();
+    vm_snapshot_count(s, &s->slots[s->slot], t_end - s->since);
+    trace_vm_snapshot_restore(s->slot, t_stop - s->since, t_load - t_stop,
+                              t_start - t_load, t_end - t_start);
 }
 
 static int vm_snapshot_discard(VMSnapshot *s, unsigned n, Error **errp)
@@ -319,10 +466,14 @@ static int vm_snapshot_do(VMSnapshot *s, VMSnapshotOp op, unsigned n,
     return ret;
 }
 
-/* A guest that repeats its mistake must not fill the host's log. */
+/* A guest that repeats its mistakes must not fill the host's log. */
 static void vm_snapshot_report(VMSnapshot *s, Error *err)
 {
-    if (g_strcmp0(s->last_refusal, error_get_pretty(err))) {
+    int64_t now = get_clock();
+
+    if (now >= s->report_again &&
+        g_strcmp0(s->last_refusal, error_get_pretty(err))) {
+        s->report_again = now + NANOSECONDS_PER_SECOND;
         g_free(s->last_refusal);
         s->last_refusal = g_strdup(error_get_pretty(err));
         warn_reportf_err(err, "snapshot: the guest's command failed: ");
@@ -334,7 +485,7 @@ static void vm_snapshot_report(VMSnapshot *s, Error *err)
 static void vm_snapshot_bh(void *opaque)
 {
     VMSnapshot *s = opaque;
-    VMSnapshotOp op = s->op;
+    VMSnapshotOp op = s->requested ? s->op : VM_SNAPSHOT_NONE;
     Error *err = NULL;
     int ret;
 
@@ -360,8 +511,14 @@ int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
     s->op = op;
     s->slot = slot;
     s->since = get_clock();
-    cpu_stop_current();
-    qemu_bh_schedule(s->bh);
+    if (op == VM_SNAPSHOT_RESTORE && current_cpu &&
+        vm_snapshot_can_stay_on_vcpu(s, slot)) {
+        async_run_on_cpu(current_cpu, vm_snapshot_on_vcpu,
+                         RUN_ON_CPU_HOST_PTR(s));
+    } else {
+        cpu_stop_current();
+        qemu_bh_schedule(s->bh);
+    }
     return 0;
 }
 
@@ -375,6 +532,10 @@ int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
 {
     int64_t since = get_clock();
 
+    if (s->in_progress) {
+        error_setg(errp, "A command of the guest's is being carried out");
+        return -EBUSY;
+    }
     /*
      * The guest's request comes first: in a machine saved or restored now,
      * the store that made it would have been executed and had no effect.
@@ -397,7 +558,12 @@ uint64_t vm_snapshot_last_ns(const VMSnapshot *s)
 
 uint64_t vm_snapshot_last_pages(const VMSnapshot *s)
 {
-    return 0;
+    return s->last_pages;
+}
+
+SnapshotDeviceRam vm_snapshot_ram(const VMSnapshot *s)
+{
+    return ram_snapshot_store_mode(s->store);
 }
 
 bool vm_snapshot_in_progress(const VMSnapshot *s)
@@ -418,6 +584,7 @@ SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s)
     SnapshotDeviceSlotList **tail = &info->saved;
     unsigned i, n = MIN(s->restores, RESTORE_TIMES);
 
+    info->ram = vm_snapshot_ram(s);
     info->slots = s->config.slots;
     info->restores = s->restores;
     for (i = 0; i < s->config.slots; i++) {
@@ -462,7 +629,7 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     }
 
     s = VM_SNAPSHOT(object_new(TYPE_VM_SNAPSHOT));
-    s->store = ram_snapshot_store_new(config->file, errp);
+    s->store = ram_snapshot_store_new(config->ram, config->file, errp);
     if (!s->store) {
         object_unref(OBJECT(s));
         return NULL;
@@ -479,7 +646,11 @@ static void vm_snapshot_init(Object *obj)
 {
     VMSnapshot *s = VM_SNAPSHOT(obj);
 
-    s->bh = qemu_bh_new(vm_snapshot_bh, s);
+    /*
+     * Not in the main context: aio_poll() nested in a device's handler, or in
+     * a reset, must not run it.
+     */
+    s->bh = aio_bh_new(iohandler_get_aio_context(), vm_snapshot_bh, s);
 }
 
 static void vm_snapshot_finalize(Object *obj)

@@ -11,6 +11,7 @@
 #include "qemu/log.h"
 #include "qemu/module.h"
 #include "qapi/error.h"
+#include "qapi/util.h"
 #include "hw/misc/snapshot-regs.h"
 #include "hw/pci/pci_device.h"
 #include "hw/qdev-properties.h"
@@ -29,6 +30,7 @@ struct SnapshotState {
 
     /* properties */
     uint32_t slots;
+    char *ram;
     char *file;
     bool allow_writable_disks;
 
@@ -118,7 +120,8 @@ static uint64_t snapshot_register(const SnapshotState *s, hwaddr addr)
     case SNAPSHOT_REG_SLOTS:
         return s->slots;
     case SNAPSHOT_REG_FEATURES:
-        return SNAPSHOT_FEATURE_REMAP;
+        return vm_snapshot_ram(s->engine) == SNAPSHOT_DEVICE_RAM_DIRTY ?
+            SNAPSHOT_FEATURE_DIRTY : SNAPSHOT_FEATURE_REMAP;
     case SNAPSHOT_REG_ARGUMENT:
         return s->argument;
     case SNAPSHOT_REG_RESTORES:
@@ -203,11 +206,11 @@ static void snapshot_reset_hold(Object *obj, ResetType type)
 {
     SnapshotState *s = SNAPSHOT(obj);
 
+    vm_snapshot_cancel(s->engine);
     /* The registers tell the guest that it was put back, and how often. */
     if (type == RESET_TYPE_SNAPSHOT_LOAD) {
         return;
     }
-    vm_snapshot_cancel(s->engine);
     s->status = SNAPSHOT_STATUS_NONE;
     s->slot = 0;
     s->argument = 0;
@@ -216,14 +219,24 @@ static void snapshot_reset_hold(Object *obj, ResetType type)
 static void snapshot_realize(PCIDevice *pdev, Error **errp)
 {
     SnapshotState *s = SNAPSHOT(pdev);
-    const VMSnapshotConfig config = {
+    VMSnapshotConfig config = {
         .slots = s->slots,
+        .ram = SNAPSHOT_DEVICE_RAM_AUTO,
         .file = s->file,
         .allow_writable_disks = s->allow_writable_disks,
         .done = snapshot_done,
         .opaque = s,
     };
 
+    if (s->ram) {
+        int ram = qapi_enum_parse(&SnapshotDeviceRam_lookup, s->ram, -1, errp);
+
+        if (ram < 0) {
+            error_prepend(errp, "ram is auto, remap or dirty: ");
+            return;
+        }
+        config.ram = ram;
+    }
     s->engine = vm_snapshot_new(OBJECT(s), &config, errp);
     if (!s->engine) {
         return;
@@ -278,6 +291,7 @@ static const VMStateDescription vmstate_snapshot = {
 
 static const Property snapshot_properties[] = {
     DEFINE_PROP_UINT32("slots", SnapshotState, slots, 8),
+    DEFINE_PROP_STRING("ram", SnapshotState, ram),
     DEFINE_PROP_STRING("file", SnapshotState, file),
     DEFINE_PROP_BOOL("allow-writable-disks", SnapshotState,
                      allow_writable_disks, false),

@@ -7,6 +7,7 @@
 #ifndef MIGRATION_VM_SNAPSHOT_H
 #define MIGRATION_VM_SNAPSHOT_H
 
+#include "qapi/qapi-types-migration.h"
 #include "qom/object.h"
 
 /**
@@ -41,6 +42,7 @@ typedef void VMSnapshotDone(void *opaque, VMSnapshotOp op, int ret);
 
 typedef struct VMSnapshotConfig {
     unsigned slots;             /* at most VM_SNAPSHOT_SLOTS_MAX */
+    SnapshotDeviceRam ram;      /* how RAM is put back */
     const char *file;           /* for the RAM images, or NULL: in memory */
     bool allow_writable_disks;  /* whose content will not be put back */
     VMSnapshotDone *done;
@@ -91,6 +93,7 @@ void vm_snapshot_cancel(VMSnapshot *s);
  *   -ENOTSUP   the machine cannot be saved, or not now
  *   -ESTALE    RAM or devices are not those that were saved
  *   -ENOMEM    the host lacks memory for it
+ *   -EBUSY     an operation is under way on a vCPU's thread
  *   -EIO       the restore failed half way: the machine is stopped for good
  */
 int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
@@ -102,6 +105,9 @@ uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot);
 /** vm_snapshot_last_ns: time that the last restore took, in ns */
 uint64_t vm_snapshot_last_ns(const VMSnapshot *s);
 
+/** vm_snapshot_ram: how RAM is put back, never "auto" */
+SnapshotDeviceRam vm_snapshot_ram(const VMSnapshot *s);
+
 /** vm_snapshot_last_pages: pages that it put back, 0 if not counted */
 uint64_t vm_snapshot_last_pages(const VMSnapshot *s);
 
@@ -110,7 +116,7 @@ uint64_t vm_snapshot_last_pages(const VMSnapshot *s);
  *
  * Returns: to be freed with qapi_free_SnapshotDeviceInfo()
  */
-struct SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s);
+SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s);
 
 /**
  * vm_snapshot_in_progress: is the state of the machine being saved or loaded

@@ -1,0 +1,606 @@
+/*
+ * RAM snapshots, put back by copying the pages that were written to
+ *
+ * RAM stays where it is.  The store's file holds pages, not images: an image
+ * is a table that names a page of the file for each page of RAM, and images
+ * that differ in a few pages share all others.
+ *
+ * RAM always equals the current image but for the pages in the dirty log.  An
+ * image remembers which one was current when it was saved and the pages in
+ * which it differs, so that images form a tree; to put back another than the
+ * current one, the pages that differ along the way are added to the log.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitops.h"
+#include "qemu/cutils.h"
+#include "qemu/queue.h"
+#include "qapi/error.h"
+#include "exec/cputlb.h"
+#include "exec/ram-dirty-log.h"
+#include "exec/ramblock.h"
+#include "exec/target_page.h"
+#include "hw/core/cpu.h"
+#include "ram-snapshot-int.h"
+#include "trace.h"
+
+/* Page of the file that stays a hole. */
+#define ZERO_PAGE 0
+
+typedef struct ImageNode ImageNode;
+
+struct ImageNode {
+    ImageNode *from;            /* current at the save; NULL: unknown */
+    unsigned children;
+    bool held;                  /* by a DirtySnapshot */
+    GArray *blocks;             /* of SavedBlock */
+    /* RAM pages that differ from @from's. */
+    uint32_t *delta;
+    uint32_t delta_len;
+    /* By RAM page: page of the file.  NULL if only children need the node. */
+    uint32_t *table;
+    uint32_t nr_pages;          /* of @table */
+    QTAILQ_ENTRY(ImageNode) next;
+};
+
+typedef struct DirtySnapshot {
+    RAMSnapshot parent;
+    ImageNode *node;
+} DirtySnapshot;
+
+typedef struct DirtyStore {
+    RAMSnapshotStore parent;
+    unsigned page_bits;
+    uint8_t *pages;             /* read-only view of the file */
+    size_t mapped;              /* its size */
+    uint32_t nr_pages;          /* of the file in use, free ones included */
+    GArray *refs;               /* uint16_t by page of the file: tables */
+    GArray *free;               /* uint32_t: pages of the file */
+    QTAILQ_HEAD(, ImageNode) nodes;
+    RAMDirtyLog *log;
+    unsigned log_version;       /* of ram_list, when the log was started */
+    ImageNode *current;         /* RAM equals it but for the log's pages */
+} DirtyStore;
+
+static DirtyStore *dirty_store(RAMSnapshotStore *store)
+{
+    return container_of(store, DirtyStore, parent);
+}
+
+static ImageNode *image_node(RAMSnapshot *snap)
+{
+    return container_of(snap, DirtySnapshot, parent)->node;
+}
+
+static void dirty_store_init(RAMSnapshotStore *store)
+{
+    DirtyStore *ds = dirty_store(store);
+    uint16_t no_refs = 0;
+
+    ds->page_bits = qemu_target_page_bits();
+    ds->refs = g_array_new(false, true, sizeof(uint16_t));
+    ds->free = g_array_new(false, false, sizeof(uint32_t));
+    QTAILQ_INIT(&ds->nodes);
+    ds->nr_pages = ZERO_PAGE + 1;
+    g_array_append_val(ds->refs, no_refs);
+}
+
+static void dirty_store_clear(RAMSnapshotStore *store)
+{
+    DirtyStore *ds = dirty_store(store);
+
+    g_assert(QTAILQ_EMPTY(&ds->nodes));
+    if (ds->pages) {
+        munmap(ds->pages, ds->mapped);
+    }
+    g_array_unref(ds->refs);
+    g_array_unref(ds->free);
+}
+
+static uint16_t *page_refs(DirtyStore *ds, uint32_t file_page)
+{
+    return &g_array_index(ds->refs, uint16_t, file_page);
+}
+
+static const uint8_t *image_page(const DirtyStore *ds, const uint32_t *table,
+                                 uint32_t page)
+{
+    return ds->pages + ((size_t)table[page] << ds->page_bits);
+}
+
+static uint32_t file_page_new(DirtyStore *ds)
+{
+    uint16_t no_refs = 0;
+
+    if (ds->free->len) {
+        uint32_t page = g_array_index(ds->free, uint32_t, ds->free->len - 1);
+
+        g_array_set_size(ds->free, ds->free->len - 1);
+        return page;
+    }
+    g_array_append_val(ds->refs, no_refs);
+    return ds->nr_pages++;
+}
+
+/* The view covers the file with room to grow, so that it seldom moves. */
+static bool file_grow(DirtyStore *ds, Error **errp)
+{
+    size_t need = (size_t)ds->nr_pages << ds->page_bits;
+    size_t size = pow2ceil(MAX(need, 16 << ds->page_bits));
+    void *view;
+
+    if (need <= ds->mapped) {
+        return true;
+    }
+    if (ftruncate(ds->parent.fd, size) < 0) {
+        error_setg_errno(errp, errno, "Growing the RAM image to %zu bytes "
+                         "failed", size);
+        return false;
+    }
+    view = ds->pages ? mremap(ds->pages, ds->mapped, size, MREMAP_MAYMOVE)
+                     : mmap(NULL, size, PROT_READ, MAP_SHARED, ds->parent.fd,
+                            0);
+    if (view == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Mapping the RAM image failed");
+        return false;
+    }
+    ds->pages = view;
+    ds->mapped = size;
+    return true;
+}
+
+/* Free pages that no table names any more, and give their memory back. */
+static void file_pages_unref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
+{
+    uint32_t i, file_page, start = 0, len = 0;
+
+    for (i = 0; i < nr; i++) {
+        file_page = table[i];
+        if (file_page == ZERO_PAGE || --*page_refs(ds, file_page)) {
+            continue;
+        }
+        g_array_append_val(ds->free, file_page);
+        if (file_page != start + len) {
+            if (len) {
+                fallocate(ds->parent.fd, FALLOC_FL_PUNCH_HOLE |
+                          FALLOC_FL_KEEP_SIZE, (off_t)start << ds->page_bits,
+                          (off_t)len << ds->page_bits);
+            }
+            start = file_page;
+            len = 0;
+        }
+        len++;
+    }
+    if (len) {
+        fallocate(ds->parent.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  (off_t)start << ds->page_bits,
+                  (off_t)len << ds->page_bits);
+    }
+}
+
+static void file_pages_ref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
+{
+    uint32_t i;
+
+    for (i = 0; i < nr; i++) {
+        ++*page_refs(ds, table[i]);
+    }
+}
+
+static const SavedBlock *node_block(const ImageNode *node, unsigned i)
+{
+    return &g_array_index(node->blocks, SavedBlock, i);
+}
+
+/* Find the block that a page of RAM is in; neighbours are looked up in a row */
+static const SavedBlock *page_block(const ImageNode *node, ram_addr_t addr,
+                                    const SavedBlock *hint)
+{
+    unsigned i;
+
+    if (hint && addr - hint->offset < hint->length) {
+        return hint;
+    }
+    for (i = 0; i < node->blocks->len; i++) {
+        const SavedBlock *b = node_block(node, i);
+
+        if (addr - b->offset < b->length) {
+            return b;
+        }
+    }
+    return NULL;
+}
+
+static bool file_write_page(DirtyStore *ds, uint32_t *slot, const uint8_t *host,
+                            Error **errp)
+{
+    size_t size = 1 << ds->page_bits;
+
+    if (buffer_is_zero(host, size)) {
+        *slot = ZERO_PAGE;
+        return true;
+    }
+    *slot = file_page_new(ds);
+    return ram_snapshot_pwrite(&ds->parent, host, size,
+                               (off_t)*slot << ds->page_bits, errp);
+}
+
+/* Without a current image, all pages must be read. */
+static bool save_all(DirtyStore *ds, ImageNode *node, Error **errp)
+{
+    unsigned i;
+
+    for (i = 0; i < node->blocks->len; i++) {
+        const SavedBlock *b = node_block(node, i);
+        ram_addr_t off;
+
+        for (off = 0; off < b->length; off += 1 << ds->page_bits) {
+            uint32_t page = (b->offset + off) >> ds->page_bits;
+
+            if (!file_write_page(ds, &node->table[page], b->host + off,
+                                 errp)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* All other pages are those of the current image. */
+static bool save_logged(DirtyStore *ds, ImageNode *node, Error **errp)
+{
+    const size_t size = 1 << ds->page_bits;
+    const SavedBlock *b = NULL;
+    unsigned i;
+
+    memcpy(node->table, ds->current->table, sizeof(*node->table) *
+           MIN(node->nr_pages, ds->current->nr_pages));
+    node->delta = g_new(uint32_t, ds->log->len);
+    for (i = 0; i < ds->log->len; i++) {
+        uint32_t page = ds->log->list[i];
+        ram_addr_t addr = (ram_addr_t)page << ds->page_bits;
+        const uint8_t *host;
+
+        b = page_block(node, addr, b);
+        if (!b) {
+            continue;
+        }
+        host = b->host + (addr - b->offset);
+        if (!memcmp(host, image_page(ds, node->table, page), size)) {
+            continue;
+        }
+        node->delta[node->delta_len++] = page;
+        if (!file_write_page(ds, &node->table[page], host, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void log_clear(RAMDirtyLog *log)
+{
+    CPUState *cpu;
+    unsigned i;
+
+    for (i = 0; i < log->len; i++) {
+        clear_bit(log->list[i], log->bitmap);
+    }
+    log->len = 0;
+    /* Only a TLB miss or a write that is trapped looks at the log. */
+    CPU_FOREACH(cpu) {
+        tlb_flush(cpu);
+    }
+}
+
+/* Log the pages of a block that are not as in an image. */
+static void log_differences(DirtyStore *ds, const ImageNode *node,
+                            const SavedBlock *b)
+{
+    const size_t size = 1 << ds->page_bits;
+    ram_addr_t off;
+
+    for (off = 0; off < b->length; off += size) {
+        uint32_t page = (b->offset + off) >> ds->page_bits;
+
+        if (memcmp(b->host + off, image_page(ds, node->table, page), size)) {
+            ram_dirty_log_add(ds->log, b->offset + off, size);
+        }
+    }
+}
+
+static void log_other_writers(DirtyStore *ds, const ImageNode *node)
+{
+    unsigned i;
+
+    for (i = 0; i < node->blocks->len; i++) {
+        const SavedBlock *b = node_block(node, i);
+
+        if (ram_snapshot_has_other_writers(b->rb)) {
+            log_differences(ds, node, b);
+        }
+    }
+}
+
+static void log_all(DirtyStore *ds, const ImageNode *node)
+{
+    unsigned i;
+
+    for (i = 0; i < node->blocks->len; i++) {
+        log_differences(ds, node, node_block(node, i));
+    }
+}
+
+static unsigned node_depth(const ImageNode *node)
+{
+    unsigned n = 0;
+
+    for (; node->from; node = node->from) {
+        n++;
+    }
+    return n;
+}
+
+static ImageNode *log_step_up(DirtyStore *ds, const ImageNode *node)
+{
+    uint32_t i;
+
+    for (i = 0; i < node->delta_len; i++) {
+        ram_dirty_log_add(ds->log,
+                          (ram_addr_t)node->delta[i] << ds->page_bits, 1);
+    }
+    return node->from;
+}
+
+/*
+ * Log all pages in which an image may differ from the current one.
+ *
+ * Returns: false if the two have no ancestor in common
+ */
+static bool log_path(DirtyStore *ds, ImageNode *node)
+{
+    ImageNode *a = ds->current, *b = node;
+    unsigned da = node_depth(a), db = node_depth(b);
+
+    for (; da > db; da--) {
+        a = log_step_up(ds, a);
+    }
+    for (; db > da; db--) {
+        b = log_step_up(ds, b);
+    }
+    while (a != b && a->from) {
+        a = log_step_up(ds, a);
+        b = log_step_up(ds, b);
+    }
+    return a == b;
+}
+
+static int compare_pages(const void *a, const void *b)
+{
+    uint32_t pa = *(const uint32_t *)a, pb = *(const uint32_t *)b;
+
+    return (pa > pb) - (pa < pb);
+}
+
+/* @node's parent is about to go: take over what differs from its parent. */
+static void node_merge_delta(ImageNode *node)
+{
+    const ImageNode *from = node->from;
+    uint32_t i, len = node->delta_len + from->delta_len;
+
+    if (!from->from) {
+        g_clear_pointer(&node->delta, g_free);
+        node->delta_len = 0;
+        return;
+    }
+    node->delta = g_renew(uint32_t, node->delta, len);
+    memcpy(node->delta + node->delta_len, from->delta,
+           from->delta_len * sizeof(*from->delta));
+    qsort(node->delta, len, sizeof(*node->delta), compare_pages);
+    node->delta_len = 0;
+    for (i = 0; i < len; i++) {
+        if (!i || node->delta[i] != node->delta[i - 1]) {
+            node->delta[node->delta_len++] = node->delta[i];
+        }
+    }
+}
+
+static void node_free(DirtyStore *ds, ImageNode *node)
+{
+    QTAILQ_REMOVE(&ds->nodes, node, next);
+    g_array_unref(node->blocks);
+    g_free(node->delta);
+    g_free(node);
+}
+
+/* Drop what of a node, and of its ancestors, nobody needs any more. */
+static void node_prune(DirtyStore *ds, ImageNode *node)
+{
+    while (node && !node->held && node != ds->current) {
+        ImageNode *from = node->from, *child;
+
+        if (node->table) {
+            file_pages_unref(ds, node->table, node->nr_pages);
+            g_clear_pointer(&node->table, g_free);
+        }
+        if (node->children > 1) {
+            return;
+        }
+        if (node->children) {
+            QTAILQ_FOREACH(child, &ds->nodes, next) {
+                if (child->from == node) {
+                    node_merge_delta(child);
+                    child->from = from;
+                    break;
+                }
+            }
+            from = NULL;
+        } else if (from) {
+            from->children--;
+        }
+        node_free(ds, node);
+        node = from;
+    }
+}
+
+static void set_current(DirtyStore *ds, ImageNode *node)
+{
+    ImageNode *old = ds->current;
+
+    ds->current = node;
+    if (old != node) {
+        node_prune(ds, old);
+    }
+}
+
+/* RAM is made up as it was when the current image was saved or put back. */
+static bool log_is_valid(const DirtyStore *ds)
+{
+    return ds->log && ds->log_version == ram_list.version;
+}
+
+static void log_start(DirtyStore *ds)
+{
+    ds->log = ram_dirty_log_start();
+    ds->log_version = ram_list.version;
+}
+
+/* A failed save: pages that it wrote are in no table but the node's. */
+static void save_undo(DirtyStore *ds, ImageNode *node)
+{
+    uint32_t i, page;
+
+    for (i = 0; i < node->nr_pages; i++) {
+        page = node->table[i];
+        if (page != ZERO_PAGE && !*page_refs(ds, page)) {
+            g_array_append_val(ds->free, page);
+        }
+    }
+    g_free(node->table);
+    node_free(ds, node);
+}
+
+static bool dirty_save(RAMSnapshot *snap, Error **errp)
+{
+    DirtyStore *ds = dirty_store(snap->store);
+    ImageNode *node = g_new0(ImageNode, 1);
+    bool ok;
+
+    if (!log_is_valid(ds)) {
+        log_start(ds);
+        set_current(ds, NULL);
+    }
+    node->blocks = g_array_ref(snap->blocks);
+    node->nr_pages = ds->log->nr_pages;
+    node->table = g_new0(uint32_t, node->nr_pages);
+    QTAILQ_INSERT_TAIL(&ds->nodes, node, next);
+
+    if (ds->current) {
+        log_other_writers(ds, ds->current);
+        ok = save_logged(ds, node, errp);
+    } else {
+        ok = save_all(ds, node, errp);
+    }
+    if (!ok || !file_grow(ds, errp)) {
+        save_undo(ds, node);
+        return false;
+    }
+
+    file_pages_ref(ds, node->table, node->nr_pages);
+    node->from = ds->current;
+    if (node->from) {
+        node->from->children++;
+    }
+    node->held = true;
+    container_of(snap, DirtySnapshot, parent)->node = node;
+    log_clear(ds->log);
+    set_current(ds, node);
+    return true;
+}
+
+static bool dirty_prepare(RAMSnapshot *snap, Error **errp)
+{
+    DirtyStore *ds = dirty_store(snap->store);
+
+    if (!log_is_valid(ds)) {
+        log_start(ds);
+        set_current(ds, NULL);
+    }
+    return true;
+}
+
+/* The hot path: its cost is that of the pages in the log. */
+static uint64_t copy_logged(DirtyStore *ds, const ImageNode *node)
+{
+    const size_t size = 1 << ds->page_bits;
+    RAMDirtyLog *log = ds->log;
+    const SavedBlock *b = NULL;
+    uint64_t copied = 0;
+    unsigned i;
+
+    for (i = 0; i < log->len; i++) {
+        uint32_t page = log->list[i];
+        ram_addr_t addr = (ram_addr_t)page << ds->page_bits;
+
+        b = page_block(node, addr, b);
+        if (b) {
+            memcpy(b->host + (addr - b->offset),
+                   image_page(ds, node->table, page), size);
+            ram_block_written(b->rb, addr - b->offset, size);
+            copied++;
+        }
+    }
+    return copied;
+}
+
+static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
+{
+    DirtyStore *ds = dirty_store(snap->store);
+    ImageNode *node = image_node(snap);
+
+    if (ds->current) {
+        log_other_writers(ds, ds->current);
+    }
+    if (!ds->current || !log_path(ds, node)) {
+        log_all(ds, node);
+    }
+    *pages = copy_logged(ds, node);
+    log_clear(ds->log);
+    set_current(ds, node);
+    return true;
+}
+
+static void dirty_release(RAMSnapshot *snap)
+{
+    DirtyStore *ds = dirty_store(snap->store);
+    ImageNode *node = image_node(snap), *other;
+
+    if (!node) {
+        return;
+    }
+    node->held = false;
+    node_prune(ds, node);
+
+    QTAILQ_FOREACH(other, &ds->nodes, next) {
+        if (other->held) {
+            return;
+        }
+    }
+    /* Nothing is left to go back to. */
+    ram_dirty_log_stop();
+    ds->log = NULL;
+    set_current(ds, NULL);
+}
+
+const RAMSnapshotOps ram_snapshot_dirty_ops = {
+    .mode = SNAPSHOT_DEVICE_RAM_DIRTY,
+    .store_size = sizeof(DirtyStore),
+    .snapshot_size = sizeof(DirtySnapshot),
+    .store_init = dirty_store_init,
+    .store_clear = dirty_store_clear,
+    .save = dirty_save,
+    .prepare = dirty_prepare,
+    .restore = dirty_restore,
+    .release = dirty_release,
+};

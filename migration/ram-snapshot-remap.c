@@ -1,0 +1,343 @@
+/*
+ * RAM snapshots, put back by mapping the image
+ *
+ * An image is an extent of a sparse file.  A RAM block is put back by mapping
+ * its part of the image privately in its place; while it is mapped so, dropping
+ * the private pages (MADV_DONTNEED) is all that a further restore takes.
+ * Whoever wrote to RAM, and by which path, does not matter.  Blocks that cannot
+ * lie on a private mapping are compared and copied.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/cutils.h"
+#include "qemu/madvise.h"
+#include "qemu/queue.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
+#include "exec/cputlb.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "exec/tb-flush.h"
+#include "hw/boards.h"
+#include "hw/core/cpu.h"
+#include "system/qtest.h"
+#include "system/tcg.h"
+#include "ram-snapshot-int.h"
+
+/* Granule in which zeroes become holes of the image. */
+#define IMAGE_CHUNK (64 * KiB)
+
+/*
+ * A private mapping costs one page fault for each page touched after a
+ * restore, and system calls.  Comparing and copying a small block is cheaper.
+ */
+#define REMAP_MIN (256 * KiB)
+
+typedef struct RemapSnapshot {
+    RAMSnapshot parent;         /* one of its refs is the store's @mapped */
+    off_t base;                 /* in the file */
+    bool placed;
+    uint8_t *image;             /* read-only view of the whole image */
+    void **prepared;            /* by block: mapping to be moved over it */
+    QTAILQ_ENTRY(RemapSnapshot) next;
+} RemapSnapshot;
+
+typedef struct RemapStore {
+    RAMSnapshotStore parent;
+    /* Live images, in the order of their place in the file. */
+    QTAILQ_HEAD(, RemapSnapshot) images;
+    /* All blocks that can lie on this image; a block plugged later not. */
+    RemapSnapshot *mapped;
+    unsigned mapped_version;    /* of ram_list */
+} RemapStore;
+
+static void remap_store_init(RAMSnapshotStore *store)
+{
+    QTAILQ_INIT(&container_of(store, RemapStore, parent)->images);
+}
+
+static void remap_store_clear(RAMSnapshotStore *store)
+{
+    RemapStore *rs = container_of(store, RemapStore, parent);
+
+    if (rs->mapped) {
+        ram_snapshot_free(&rs->mapped->parent);
+    }
+    g_assert(QTAILQ_EMPTY(&rs->images));
+}
+
+static RemapSnapshot *remap(RAMSnapshot *snap)
+{
+    return container_of(snap, RemapSnapshot, parent);
+}
+
+static RemapStore *remap_store(RemapSnapshot *rs)
+{
+    return container_of(rs->parent.store, RemapStore, parent);
+}
+
+/*
+ * Shared and preallocated memory must stay where others see it, a resizeable
+ * block reserves more than it uses, huge pages would have to be a hugetlbfs
+ * image's.
+ */
+static bool block_can_remap(const SavedBlock *b)
+{
+    return !(b->rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_RESIZEABLE)) &&
+        b->rb->page_size == qemu_real_host_page_size() &&
+        b->length >= REMAP_MIN;
+}
+
+static bool image_write_block(const RemapSnapshot *rs, const SavedBlock *b,
+                              bool zeroed, Error **errp)
+{
+    ram_addr_t off;
+
+    for (off = 0; off < b->length; off += IMAGE_CHUNK) {
+        size_t len = MIN(IMAGE_CHUNK, b->length - off);
+
+        if (zeroed && buffer_is_zero(b->host + off, len)) {
+            continue;
+        }
+        if (!ram_snapshot_pwrite(rs->parent.store, b->host + off, len,
+                                 rs->base + b->pos + off, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Take the first gap of the file that is large enough. */
+static void image_place(RemapSnapshot *rs)
+{
+    RemapStore *store = remap_store(rs);
+    RemapSnapshot *other;
+
+    rs->placed = true;
+    QTAILQ_FOREACH(other, &store->images, next) {
+        if (other->base - rs->base >= rs->parent.size) {
+            QTAILQ_INSERT_BEFORE(other, rs, next);
+            return;
+        }
+        rs->base = other->base + other->parent.size;
+    }
+    QTAILQ_INSERT_TAIL(&store->images, rs, next);
+}
+
+static bool image_punch(const RemapSnapshot *rs)
+{
+    return !fallocate(rs->parent.store->fd, FALLOC_FL_PUNCH_HOLE |
+                      FALLOC_FL_KEEP_SIZE, rs->base, rs->parent.size);
+}
+
+static bool remap_save(RAMSnapshot *snap, Error **errp)
+{
+    RemapSnapshot *rs = remap(snap);
+    int fd = snap->store->fd;
+    struct stat st;
+    bool zeroed;
+    unsigned i;
+
+    image_place(rs);
+    if (fstat(fd, &st) < 0 ||
+        (st.st_size < rs->base + snap->size &&
+         ftruncate(fd, rs->base + snap->size) < 0)) {
+        error_setg_errno(errp, errno, "Growing the RAM image to %" PRIu64
+                         " bytes failed", rs->base + snap->size);
+        return false;
+    }
+    zeroed = st.st_size <= rs->base || image_punch(rs);
+    /* Memory mapped from a hole needs space when it is touched, or SIGBUS. */
+    if (snap->store->path &&
+        fallocate(fd, 0, rs->base, snap->size) < 0 && errno != EOPNOTSUPP) {
+        error_setg_errno(errp, errno, "Reserving %" PRIu64 " bytes for the "
+                         "RAM image failed", snap->size);
+        return false;
+    }
+
+    for (i = 0; i < snap->blocks->len; i++) {
+        if (!image_write_block(rs, saved_block(snap, i), zeroed, errp)) {
+            return false;
+        }
+    }
+
+    rs->image = mmap(NULL, snap->size, PROT_READ, MAP_SHARED, fd, rs->base);
+    if (rs->image == MAP_FAILED) {
+        rs->image = NULL;
+        error_setg_errno(errp, errno, "Mapping the RAM image failed");
+        return false;
+    }
+    rs->prepared = g_new0(void *, snap->blocks->len);
+    return true;
+}
+
+static bool block_map(RemapSnapshot *rs, unsigned i, Error **errp)
+{
+    const SavedBlock *b = saved_block(&rs->parent, i);
+    int flags = b->rb->flags & RAM_NORESERVE ? MAP_NORESERVE : 0;
+    void *p = mmap(NULL, b->length, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | flags, rs->parent.store->fd,
+                   rs->base + b->pos);
+
+    if (p == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Mapping %" PRIu64 " bytes of the RAM "
+                         "image for '%s' failed", (uint64_t)b->length,
+                         b->idstr);
+        return false;
+    }
+    /* As ram_block_add() does for the mapping that this one replaces. */
+    if (!machine_dump_guest_core(current_machine)) {
+        qemu_madvise(p, b->length, QEMU_MADV_DONTDUMP);
+    }
+    if (!qtest_enabled()) {
+        qemu_madvise(p, b->length, QEMU_MADV_DONTFORK);
+    }
+    rs->prepared[i] = p;
+    return true;
+}
+
+static bool block_move_mapping(RemapSnapshot *rs, unsigned i, Error **errp)
+{
+    const SavedBlock *b = saved_block(&rs->parent, i);
+    void *p = mremap(rs->prepared[i], b->length, b->length,
+                     MREMAP_MAYMOVE | MREMAP_FIXED, b->host);
+
+    if (p == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Moving the RAM image over '%s' failed",
+                         b->idstr);
+        return false;
+    }
+    rs->prepared[i] = NULL;
+    return true;
+}
+
+static void remap_cancel(RAMSnapshot *snap)
+{
+    RemapSnapshot *rs = remap(snap);
+    unsigned i;
+
+    for (i = 0; i < snap->blocks->len; i++) {
+        if (rs->prepared[i]) {
+            munmap(rs->prepared[i], saved_block(snap, i)->length);
+            rs->prepared[i] = NULL;
+        }
+    }
+}
+
+static bool remap_prepare(RAMSnapshot *snap, Error **errp)
+{
+    RemapSnapshot *rs = remap(snap);
+    RemapStore *store = remap_store(rs);
+    unsigned i;
+
+    if (store->mapped == rs && store->mapped_version == ram_list.version) {
+        return true;
+    }
+    for (i = 0; i < snap->blocks->len; i++) {
+        if (block_can_remap(saved_block(snap, i)) &&
+            !block_map(rs, i, errp)) {
+            remap_cancel(snap);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Pages that did not change are only read, so that they stay shared. */
+static void block_copy(const RemapSnapshot *rs, const SavedBlock *b)
+{
+    const size_t page = qemu_real_host_page_size();
+    const uint8_t *from = rs->image + b->pos;
+    ram_addr_t off;
+
+    for (off = 0; off < b->length; off += page) {
+        if (memcmp(b->host + off, from + off, page)) {
+            memcpy(b->host + off, from + off, page);
+        }
+    }
+}
+
+static bool block_restore(RemapSnapshot *rs, unsigned i, Error **errp)
+{
+    const SavedBlock *b = saved_block(&rs->parent, i);
+
+    if (!block_can_remap(b)) {
+        block_copy(rs, b);
+    } else if (rs->prepared[i]) {
+        return block_move_mapping(rs, i, errp);
+    } else if (madvise(b->host, b->length, MADV_DONTNEED) < 0) {
+        /* Locked pages (-overcommit mem-lock=on) are not dropped so. */
+        return block_map(rs, i, errp) && block_move_mapping(rs, i, errp);
+    }
+    return true;
+}
+
+static bool remap_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
+{
+    RemapSnapshot *rs = remap(snap);
+    RemapStore *store = remap_store(rs);
+    CPUState *cpu;
+    unsigned i;
+
+    for (i = 0; i < snap->blocks->len; i++) {
+        const SavedBlock *b = saved_block(snap, i);
+
+        if (!block_restore(rs, i, errp)) {
+            /* RAM lies on two images now: keep both, trust neither. */
+            snap->refs++;
+            store->mapped_version = ram_list.version - 1;
+            return false;
+        }
+        if (b->length) {
+            memory_region_set_dirty(b->rb->mr, 0, b->rb->used_length);
+        }
+    }
+
+    if (store->mapped != rs) {
+        if (store->mapped) {
+            ram_snapshot_free(&store->mapped->parent);
+        }
+        store->mapped = rs;
+        snap->refs++;
+    }
+    store->mapped_version = ram_list.version;
+
+    /* Which pages changed is not known. */
+    if (tcg_enabled()) {
+        CPU_FOREACH(cpu) {
+            tlb_flush(cpu);
+            tb_flush(cpu);
+        }
+    }
+    *pages = 0;
+    return true;
+}
+
+static void remap_release(RAMSnapshot *snap)
+{
+    RemapSnapshot *rs = remap(snap);
+
+    if (rs->image) {
+        munmap(rs->image, snap->size);
+    }
+    if (rs->placed) {
+        image_punch(rs);
+        QTAILQ_REMOVE(&remap_store(rs)->images, rs, next);
+    }
+    g_free(rs->prepared);
+}
+
+const RAMSnapshotOps ram_snapshot_remap_ops = {
+    .mode = SNAPSHOT_DEVICE_RAM_REMAP,
+    .store_size = sizeof(RemapStore),
+    .snapshot_size = sizeof(RemapSnapshot),
+    .store_init = remap_store_init,
+    .store_clear = remap_store_clear,
+    .save = remap_save,
+    .prepare = remap_prepare,
+    .cancel = remap_cancel,
+    .restore = remap_restore,
+    .release = remap_release,
+};
