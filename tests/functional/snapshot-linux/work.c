@@ -400,20 +400,27 @@ static void sleep_us(unsigned us)
 static void disturb(struct snapshot *s, int64_t restores, int64_t saves,
                     const pid_t *pids)
 {
+    static unsigned char witness[PAGES * PAGE];
     int64_t i, n;
     uint64_t seed;
-    int busy = 0;
+    int busy = 0, page;
 
     snapshot_set_argument(s, 0);
     for (i = 0; i < saves; i++) {
         sleep_us(20000);
         busy += running(pids) > 1;
+        memset(witness, i, sizeof(witness));
         drain();
         n = snapshot_save(s, 0);
         if (n < 0) {
             fail("save: %s", snapshot_strerror(n));
         }
+        /* What a restore leaves wrong, the next one may put right: look now */
+        for (page = 0; page < PAGES; page++) {
+            CHECK(witness[page * PAGE] == (unsigned char)i);
+        }
         if (n < restores / saves) {
+            memset(witness, i + 1, sizeof(witness));
             seed = snapshot_argument(s);
             snapshot_set_argument(s, seed + 1);
             sleep_us(mix(&seed) % (n % 10 ? 8000 : 80000));
