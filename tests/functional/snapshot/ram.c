@@ -290,12 +290,12 @@ static void vbe_write(unsigned index, uint16_t v)
     outw(VBE_DATA, v);
 }
 
-static void video_mode(unsigned width, unsigned height)
+static void video_mode(unsigned width, unsigned height, unsigned bits)
 {
     vbe_write(4, 0);
     vbe_write(1, width);
     vbe_write(2, height);
-    vbe_write(3, 32);
+    vbe_write(3, bits);
     vbe_write(4, 0x41);                 /* enabled, linear frame buffer */
 }
 
@@ -319,7 +319,7 @@ CASE(vram)
     uint32_t seed = 99, sum, got;
     uint8_t misc;
 
-    video_mode(640, 480);
+    video_mode(640, 480, 32);
     for (uint32_t i = 0; i < size; i += 4) {
         mmio_write(lfb + i, random32(&seed));
     }
@@ -351,7 +351,7 @@ CASE(vram)
     mmio_write(lfb + size - 4, 0);
     if (pass & 1) {
         mmio_write(0xa0000 + 0x1234, ~got);
-        video_mode(800, 600);
+        video_mode(800, 600, 32);
         memset((void *)lfb, pass, 800 * 600 * 4);
     }
     if (pass & 2) {
@@ -367,11 +367,6 @@ CASE(vram)
     }
 }
 
-/*
- * For the host to look at the screen: one picture, saved, another one, then
- * the first again by a restore. Waits for a byte on COM1 after each. Catches a
- * display that does not know what changed.
- */
 static void wait_for_host(const char *state)
 {
     say("SCREEN %s\n", state);
@@ -381,19 +376,29 @@ static void wait_for_host(const char *state)
     inb(0x3f8);
 }
 
+/*
+ * For the host to look at the screen: one picture, saved, another one, then
+ * the first again by a restore. Waits for a byte on COM1 after each. Catches a
+ * display that does not know what changed. It has a palette, so what is shown
+ * is a copy, which QEMU updates where video memory is dirty.
+ */
 CASE(screen)
 {
     uintptr_t lfb = video_memory();
     unsigned pass;
 
-    video_mode(640, 480);
-    for (unsigned i = 0; i < 640 * 480; i++) {
-        mmio_write(lfb + 4 * i, i * 0x10204);
+    video_mode(640, 480, 8);
+    outb(0x3c8, 0);
+    for (unsigned i = 0; i < 3 * 256; i++) {
+        outb(0x3c9, i / 3 & 0x3f);
+    }
+    for (unsigned i = 0; i < 640 * 480; i += 4) {
+        mmio_write(lfb + i, i * 0x10204);
     }
     pass = snapshot_save();
     wait_for_host(pass ? "restored" : "saved");
-    for (unsigned i = 0; i < 640 * 100; i++) {
-        mmio_write(lfb + 4 * i, 0xffffff);
+    for (unsigned i = 0; i < 640 * 100; i += 4) {
+        mmio_write(lfb + i, 0x3f3f3f3f);
     }
     wait_for_host("changed");
     if (pass < 3) {
