@@ -353,8 +353,8 @@ static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
     const VMSnapshotSlot *slot = &s->slots[n];
 
     return tcg_enabled() && runstate_is_running() && slot->ram &&
-        !slot->suspended && !vm_snapshot_not_now(NULL) && !vm_snapshot_has_disk() &&
-        vm_snapshot_is_incremental(s, slot);
+        !slot->suspended && vm_snapshot_is_incremental(s, slot) &&
+        !vm_snapshot_not_now(NULL) && !vm_snapshot_has_disk();
 }
 
 /* Other vCPUs wait outside the execution loop from here on. */

@@ -72,7 +72,8 @@ void ram_dirty_log_add(RAMDirtyLog *log, ram_addr_t start, ram_addr_t length)
         unsigned long *word = &log->bitmap[BIT_WORD(page)];
         unsigned long bit = BIT_MASK(page);
 
-        if (!(qatomic_read(word) & bit) && !(qatomic_fetch_or(word, bit) & bit)) {
+        if (!(qatomic_read(word) & bit) &&
+            !(qatomic_fetch_or(word, bit) & bit)) {
             log->list[qatomic_fetch_inc(&log->len)] = page;
         }
     }
