@@ -359,6 +359,14 @@ class Q35Tcg(Tcg, QemuSystemTest):
     machine = 'q35'
 
 
+class PcTcgRemap(PcTcg):
+    device = 'snapshot,ram=remap'
+
+
+class Q35TcgRemap(Q35Tcg):
+    device = 'snapshot,ram=remap'
+
+
 class PcKvm(Guest, QemuSystemTest):
     machine = 'pc'
     accel = 'kvm'
