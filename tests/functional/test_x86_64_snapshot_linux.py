@@ -208,9 +208,13 @@ class SnapshotLinux(QemuSystemTest):
         self.do_clock_realtime('q35', '-smp', '2', restores=200)
 
     def test_clock_icount(self):
-        """Where the clock counts instructions, all readings are the same."""
-        readings = self.do_clock('pc', '-icount', 'shift=3,sleep=off')
-        self.assertEqual([len(set(r)) for r in readings], [1, 1, 1], readings)
+        """
+        Where the clock counts instructions, the same is read each time, but
+        for the save, as snapshot_save() does a little more after a restore.
+        """
+        for times in self.do_clock('pc', '-icount', 'shift=3,sleep=off'):
+            self.assertEqual(set(times[1:]), {times[1]})
+            self.assertLess(times[1] - times[0], 100)
 
     # The command-line tool
 
