@@ -344,40 +344,19 @@ static bool vm_snapshot_has_disk(void)
 }
 
 /*
- * A restore may be carried out on the vCPU's own thread if nothing but vCPUs
- * and the main loop, which the BQL keeps away, touches the machine: no thread
- * or request of the block layer, no accelerator that has state of its own.
+ * A restore may be carried out on the vCPU's own thread if nothing but it and
+ * the main loop, which the BQL keeps away, touches the machine: no other vCPU,
+ * no thread or request of the block layer, no accelerator that has state of
+ * its own.
  */
 static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
 {
     const VMSnapshotSlot *slot = &s->slots[n];
 
-    return tcg_enabled() && runstate_is_running() && slot->ram &&
+    return tcg_enabled() && !CPU_NEXT(first_cpu) &&
+        runstate_is_running() && slot->ram &&
         !slot->suspended && vm_snapshot_is_incremental(s, slot) &&
         !vm_snapshot_not_now(NULL) && !vm_snapshot_has_disk();
-}
-
-/* Other vCPUs wait outside the execution loop from here on. */
-static void vm_snapshot_stop_others(void)
-{
-    if (CPU_NEXT(first_cpu)) {
-        bql_unlock();
-        start_exclusive();
-        bql_lock();
-    }
-}
-
-static void vm_snapshot_let_others_run(void)
-{
-    CPUState *cpu;
-
-    if (CPU_NEXT(first_cpu)) {
-        end_exclusive();
-        /* One that was halted may not be so any more. */
-        CPU_FOREACH(cpu) {
-            qemu_cpu_kick(cpu);
-        }
-    }
 }
 
 /*
@@ -393,19 +372,15 @@ static void vm_snapshot_on_vcpu(CPUState *cpu, run_on_cpu_data data)
     if (!s->requested || s->op != VM_SNAPSHOT_RESTORE) {
         return;
     }
-    s->in_progress = true;
-    vm_snapshot_stop_others();
-    if (!s->requested || s->op != VM_SNAPSHOT_RESTORE ||
-        !vm_snapshot_can_stay_on_vcpu(s, s->slot) ||
+    if (!vm_snapshot_can_stay_on_vcpu(s, s->slot) ||
         vm_snapshot_prepare(s, s->slot, NULL)) {
         /* Something came in between, or goes wrong: tell it in full. */
-        s->in_progress = false;
         cpu_stop_current();
         qemu_bh_schedule(s->bh);
-        vm_snapshot_let_others_run();
         return;
     }
     s->requested = false;
+    s->in_progress = true;
 
     t_load = get_clock();
     cpu_disable_ticks();
@@ -418,7 +393,6 @@ static void vm_snapshot_on_vcpu(CPUState *cpu, run_on_cpu_data data)
     } else {
         vm_stop(RUN_STATE_INTERNAL_ERROR);
     }
-    vm_snapshot_let_others_run();
     t_end = get_clock();
     vm_snapshot_count(s, &s->slots[s->slot], t_end - s->since);
     trace_vm_snapshot_restore(s->slot, t_stop - s->since, t_load - t_stop,

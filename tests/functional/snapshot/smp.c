@@ -189,6 +189,20 @@ CASE(smp_running)
     }
 }
 
+/*
+ * Waits until @cpu has stopped counting. It obeys an INIT when its thread gets
+ * to run, which a busy host may put off.
+ */
+static void wait_for_stop(unsigned cpu)
+{
+    uint32_t seen;
+
+    do {
+        seen = chain[cpu].count;
+        delay_us(100000);
+    } while (chain[cpu].count != seen);
+}
+
 static void count(unsigned cpu)
 {
     for (;;) {
@@ -206,7 +220,7 @@ CASE(smp_waiting)
 
     ap_start(last, count);
     apic_send(last, ICR_INIT);
-    delay_us(2000);
+    wait_for_stop(last);
     chain[last].count = 0;
 
     unsigned pass = snapshot_save();
