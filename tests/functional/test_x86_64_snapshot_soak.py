@@ -9,7 +9,7 @@ from pathlib import Path
 import re
 import time
 
-from qemu_test import QemuSystemTest
+from qemu_test import QemuSystemTest, skipSlowTest
 from snapshot import build_guest
 
 
@@ -72,6 +72,7 @@ class SnapshotSoak(QemuSystemTest):
     def test_pc(self):
         self.soak('pc')
 
+    @skipSlowTest()
     def test_q35_devices(self):
         """State of which a load allocates parts: queues, requests, lists"""
         self.soak('q35', '-device', 'virtio-net-pci',
