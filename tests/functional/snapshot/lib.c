@@ -236,10 +236,6 @@ unsigned snapshot_save(void)
 
 void noreturn snapshot_not_restored(void)
 {
-    if (option("stock", 0)) {
-        say("STOCK %s\n", case_name);
-        finish(true);
-    }
     fail("ran past a restore, status %x", snapshot_read(SNAPSHOT_REG_STATUS));
 }
 
@@ -556,15 +552,9 @@ void noreturn guest_main(const uint32_t *multiboot)
         }
         case_name = c->name;
         devfn = pci_find(SNAPSHOT_VENDOR_ID, SNAPSHOT_DEVICE_ID);
-        if (devfn >= 0) {
-            snapshot_devfn = devfn;
-            snapshot_bar = pci_bar(devfn, SNAPSHOT_BAR);
-        } else {
-            static uint32_t fake[1024] __attribute__((aligned(4096)));
-
-            check(option("stock", 0), "no snapshot device");
-            snapshot_bar = (uintptr_t)fake;
-        }
+        check(devfn >= 0, "no snapshot device");
+        snapshot_devfn = devfn;
+        snapshot_bar = pci_bar(devfn, SNAPSHOT_BAR);
         c->run();
         say("PASS %s\n", case_name);
         finish(true);
