@@ -146,6 +146,8 @@ static void rtc_stop(void)
 {
     cmos_write(0x0b, cmos_read(0x0b) & ~0x40);
     cmos_read(0x0c);
+    /* If masked with an interrupt on its way, the PIC gives a spurious one. */
+    interrupts_on_briefly();
     pic_mask(8);
 }
 
