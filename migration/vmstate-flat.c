@@ -1,0 +1,531 @@
+/*
+ * Flattened VMState: find what of the device state changed, and put it back
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/timer.h"
+#include "io/channel-buffer.h"
+#include "qemu-file.h"
+#include "trace.h"
+#include "vmstate-flat.h"
+
+/* Follows the bytes of each field that has a format of its own. */
+#define STREAM_END 0x5b5d5b5d
+
+typedef enum StepKind {
+    STEP_SECTION,   /* the next one begins at @next */
+    STEP_PRE_SAVE,  /* of @vmsd */
+    STEP_NEEDED,    /* @vmsd's needed() must say @expected */
+    STEP_EXISTS,    /* @field's field_exists() must say @expected */
+    STEP_SAME,      /* a length or a pointer that steps after it rely on */
+    STEP_PRE_LOAD,  /* of @vmsd */
+    STEP_MEMORY,    /* state */
+    STEP_TIMER,     /* state: a QEMUTimer */
+    STEP_STREAM,    /* state: @field, with put() and get() of its own */
+    STEP_POST_LOAD, /* of @vmsd */
+} StepKind;
+
+typedef struct Step {
+    StepKind kind;
+    union {
+        int version_id;
+        bool expected;
+        unsigned next;
+        unsigned size;          /* in bytes, of a STEP_STREAM's element */
+    };
+    void *ptr;                  /* what the step is about */
+    union {
+        const VMStateDescription *vmsd;
+        const VMStateField *field;
+        const char *name;
+    };
+    unsigned data;              /* what is to be there: offset in the data */
+    unsigned length;            /* of that, in bytes */
+} Step;
+
+struct VMStateFlat {
+    GArray *steps;
+    GByteArray *data;
+    GPtrArray *tmps;            /* of VMSTATE_WITH_TMP fields */
+    QIOChannelBuffer *out_buffer, *in_buffer;
+    QEMUFile *out, *in;
+};
+
+static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
+                     void *opaque, int version_id);
+
+VMStateFlat *vmstate_flat_new(void)
+{
+    VMStateFlat *flat = g_new0(VMStateFlat, 1);
+
+    flat->steps = g_array_new(false, false, sizeof(Step));
+    flat->data = g_byte_array_new();
+    flat->tmps = g_ptr_array_new_with_free_func(g_free);
+    flat->out_buffer = qio_channel_buffer_new(0);
+    flat->out = qemu_file_new_output(QIO_CHANNEL(flat->out_buffer));
+    flat->in_buffer = qio_channel_buffer_new(0);
+    flat->in = qemu_file_new_input(QIO_CHANNEL(flat->in_buffer));
+    return flat;
+}
+
+void vmstate_flat_free(VMStateFlat *flat)
+{
+    if (flat) {
+        qemu_fclose(flat->out);
+        object_unref(OBJECT(flat->out_buffer));
+        qemu_fclose(flat->in);
+        object_unref(OBJECT(flat->in_buffer));
+        g_array_unref(flat->steps);
+        g_byte_array_unref(flat->data);
+        g_ptr_array_unref(flat->tmps);
+        g_free(flat);
+    }
+}
+
+static Step *add_step(VMStateFlat *flat, StepKind kind, void *ptr)
+{
+    Step step = { .kind = kind, .ptr = ptr };
+
+    g_array_append_val(flat->steps, step);
+    return &g_array_index(flat->steps, Step, flat->steps->len - 1);
+}
+
+static void add_hook(VMStateFlat *flat, StepKind kind, void *opaque,
+                     const VMStateDescription *vmsd, int version_id)
+{
+    Step *step = add_step(flat, kind, opaque);
+
+    step->vmsd = vmsd;
+    step->version_id = version_id;
+}
+
+static void set_data(VMStateFlat *flat, Step *step, const void *data,
+                     unsigned length)
+{
+    step->data = flat->data->len;
+    step->length = length;
+    g_byte_array_append(flat->data, data, length);
+}
+
+static void add_memory(VMStateFlat *flat, StepKind kind, void *ptr,
+                       unsigned length)
+{
+    Step *last = &g_array_index(flat->steps, Step, flat->steps->len - 1);
+
+    if (!length) {
+        return;
+    }
+    if (last->kind == kind && last->ptr + last->length == ptr &&
+        last->data + last->length == flat->data->len) {
+        g_byte_array_append(flat->data, ptr, length);
+        last->length += length;
+    } else {
+        set_data(flat, add_step(flat, kind, ptr), ptr, length);
+    }
+}
+
+/* Serialise an element of a field as it is now; NULL if that fails. */
+static const uint8_t *stream_now(VMStateFlat *flat, void *ptr, size_t size,
+                                 const VMStateField *field, size_t *length)
+{
+    flat->out_buffer->usage = flat->out_buffer->offset = 0;
+    if (field->info->put(flat->out, ptr, size, field, NULL)) {
+        return NULL;
+    }
+    qemu_put_be32(flat->out, STREAM_END);
+    qemu_fflush(flat->out);
+    *length = flat->out_buffer->usage;
+    return flat->out_buffer->data;
+}
+
+/* Is a value in the stream byte by byte, but for their order, that in memory */
+static bool is_plain(const VMStateInfo *info)
+{
+    static const VMStateInfo *const plain[] = {
+        &vmstate_info_bool, &vmstate_info_buffer,
+        &vmstate_info_int8, &vmstate_info_int16,
+        &vmstate_info_int32, &vmstate_info_int64,
+        &vmstate_info_uint8, &vmstate_info_uint16,
+        &vmstate_info_uint32, &vmstate_info_uint64,
+    };
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(plain); i++) {
+        if (info == plain[i]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The tmp that put and get make each time is made once. */
+static void add_tmp(VMStateFlat *flat, void *ptr, size_t size,
+                    const VMStateField *field)
+{
+    const VMStateDescription *vmsd = field->vmsd;
+    void *tmp = g_malloc0(size);
+
+    *(void **)tmp = ptr;
+    g_ptr_array_add(flat->tmps, tmp);
+    if (vmsd->pre_save) {
+        vmsd->pre_save(tmp);
+    }
+    add_vmsd(flat, vmsd, tmp, vmsd->version_id);
+}
+
+static void add_element(VMStateFlat *flat, void *ptr, size_t size,
+                        const VMStateField *field)
+{
+    if (field->flags & VMS_STRUCT) {
+        add_vmsd(flat, field->vmsd, ptr, field->vmsd->version_id);
+    } else if (field->flags & VMS_VSTRUCT) {
+        add_vmsd(flat, field->vmsd, ptr, field->struct_version_id);
+    } else if (is_plain(field->info)) {
+        add_memory(flat, STEP_MEMORY, ptr, size);
+    } else if (field->info == &vmstate_info_timer) {
+        int64_t expires = timer_expire_time_ns(ptr);
+
+        set_data(flat, add_step(flat, STEP_TIMER, ptr), &expires,
+                 sizeof(expires));
+    } else if (field->info == &vmstate_info_tmp) {
+        add_tmp(flat, ptr, size, field);
+    } else if (field->info != &vmstate_info_unused_buffer) {
+        size_t length = 0;
+        const uint8_t *now = stream_now(flat, ptr, size, field, &length);
+        Step *step = add_step(flat, STEP_STREAM, ptr);
+
+        /* If it could not be saved now, it will not be as it was then. */
+        step->field = field;
+        step->size = size;
+        set_data(flat, step, now, length);
+    }
+}
+
+/* @length is that of the counter that the flags of a field name, if any. */
+static int count_elements(const VMStateField *field, void *opaque,
+                          unsigned *length)
+{
+    void *ptr = opaque + field->num_offset;
+    int n = 1;
+
+    *length = 0;
+    if (field->flags & VMS_ARRAY) {
+        n = field->num;
+    } else if (field->flags & VMS_VARRAY_INT32) {
+        *length = 4;
+        n = *(int32_t *)ptr;
+    } else if (field->flags & VMS_VARRAY_UINT32) {
+        *length = 4;
+        n = *(uint32_t *)ptr;
+    } else if (field->flags & VMS_VARRAY_UINT16) {
+        *length = 2;
+        n = *(uint16_t *)ptr;
+    } else if (field->flags & VMS_VARRAY_UINT8) {
+        *length = 1;
+        n = *(uint8_t *)ptr;
+    }
+    return field->flags & VMS_MULTIPLY_ELEMENTS ? n * field->num : n;
+}
+
+static void add_field(VMStateFlat *flat, const VMStateField *field,
+                      void *opaque)
+{
+    void *first = opaque + field->offset;
+    unsigned counter_length;
+    int i, n = count_elements(field, opaque, &counter_length);
+    int size = field->size;
+
+    add_memory(flat, STEP_SAME, opaque + field->num_offset, counter_length);
+    if (field->flags & VMS_VBUFFER) {
+        add_memory(flat, STEP_SAME, opaque + field->size_offset, 4);
+        size = *(int32_t *)(opaque + field->size_offset);
+        if (field->flags & VMS_MULTIPLY) {
+            size *= field->size;
+        }
+    }
+    if (field->flags & VMS_POINTER) {
+        add_memory(flat, STEP_SAME, first, sizeof(void *));
+        first = *(void **)first;
+    }
+    for (i = 0; i < n; i++) {
+        void *ptr = first + size * i;
+
+        if (field->flags & VMS_ARRAY_OF_POINTER) {
+            add_memory(flat, STEP_SAME, ptr, sizeof(void *));
+            ptr = *(void **)ptr;
+        }
+        if (ptr) {
+            add_element(flat, ptr, size, field);
+        }
+    }
+}
+
+static bool add_needed(VMStateFlat *flat, const VMStateDescription *vmsd,
+                       void *opaque, bool needed)
+{
+    if (vmsd->needed) {
+        Step *step = add_step(flat, STEP_NEEDED, opaque);
+
+        step->vmsd = vmsd;
+        step->expected = needed;
+    }
+    return needed;
+}
+
+static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
+                     void *opaque, int version_id)
+{
+    const VMStateDescription *const *sub;
+    const VMStateField *field;
+
+    if (vmsd->pre_save) {
+        add_hook(flat, STEP_PRE_SAVE, opaque, vmsd, version_id);
+    }
+    if (vmsd->pre_load) {
+        add_hook(flat, STEP_PRE_LOAD, opaque, vmsd, version_id);
+    }
+    for (field = vmsd->fields; field->name; field++) {
+        bool exists = field->version_id <= version_id;
+
+        if (field->field_exists) {
+            Step *step = add_step(flat, STEP_EXISTS, opaque);
+
+            exists = field->field_exists(opaque, version_id);
+            step->field = field;
+            step->expected = exists;
+            /* The version goes where other steps have their data. */
+            step->data = version_id;
+        }
+        if (exists) {
+            add_field(flat, field, opaque);
+        }
+    }
+    for (sub = vmsd->subsections; sub && *sub; sub++) {
+        if (add_needed(flat, *sub, opaque,
+                       vmstate_section_needed(*sub, opaque))) {
+            add_vmsd(flat, *sub, opaque, (*sub)->version_id);
+        }
+    }
+    if (vmsd->post_load) {
+        add_hook(flat, STEP_POST_LOAD, opaque, vmsd, version_id);
+    }
+}
+
+/* What a post_save() undoes would have to be kept from being compared. */
+static bool has_post_save(const VMStateDescription *vmsd)
+{
+    const VMStateDescription *const *sub;
+    const VMStateField *field;
+
+    for (field = vmsd->fields; field && field->name; field++) {
+        if (field->vmsd && has_post_save(field->vmsd)) {
+            return true;
+        }
+    }
+    for (sub = vmsd->subsections; sub && *sub; sub++) {
+        if (has_post_save(*sub)) {
+            return true;
+        }
+    }
+    return vmsd->post_save;
+}
+
+bool vmstate_flat_add(VMStateFlat *flat, const char *name,
+                      const VMStateDescription *vmsd, void *opaque,
+                      bool present)
+{
+    unsigned first = flat->steps->len;
+
+    if (has_post_save(vmsd)) {
+        return false;
+    }
+    add_step(flat, STEP_SECTION, NULL)->name = name;
+    if (add_needed(flat, vmsd, opaque, present)) {
+        add_vmsd(flat, vmsd, opaque, vmsd->version_id);
+    }
+    g_array_index(flat->steps, Step, first).next = flat->steps->len;
+    return true;
+}
+
+static bool memory_is(const void *ptr, const uint8_t *data, unsigned length)
+{
+    switch (length) {
+    case 1:
+        return ldub_p(ptr) == ldub_p(data);
+    case 2:
+        return lduw_he_p(ptr) == lduw_he_p(data);
+    case 4:
+        return ldl_he_p(ptr) == ldl_he_p(data);
+    case 8:
+        return ldq_he_p(ptr) == ldq_he_p(data);
+    default:
+        return !memcmp(ptr, data, length);
+    }
+}
+
+/*
+ * Take all decisions again, as a save would.
+ *
+ * Returns: false if one has another result; else @changed tells whether what
+ *          would be saved is something else
+ */
+static bool section_check(VMStateFlat *flat, unsigned first, unsigned end,
+                          bool *changed)
+{
+    const Step *steps = &g_array_index(flat->steps, Step, 0);
+    unsigned i;
+
+    *changed = false;
+    for (i = first; i < end; i++) {
+        const Step *step = &steps[i];
+        const uint8_t *data = flat->data->data + step->data;
+        const uint8_t *now;
+        size_t length;
+
+        switch (step->kind) {
+        case STEP_PRE_SAVE:
+            if (step->vmsd->pre_save(step->ptr)) {
+                return false;
+            }
+            break;
+        case STEP_NEEDED:
+            if (step->vmsd->needed(step->ptr) != step->expected) {
+                return false;
+            }
+            break;
+        case STEP_EXISTS:
+            if (step->field->field_exists(step->ptr, step->data) !=
+                step->expected) {
+                return false;
+            }
+            break;
+        case STEP_SAME:
+            if (!memory_is(step->ptr, data, step->length)) {
+                return false;
+            }
+            break;
+        case STEP_MEMORY:
+            *changed |= !memory_is(step->ptr, data, step->length);
+            break;
+        case STEP_TIMER:
+            *changed |= timer_expire_time_ns(step->ptr) != ldq_he_p(data);
+            break;
+        case STEP_STREAM:
+            now = stream_now(flat, step->ptr, step->size, step->field, &length);
+            if (!now) {
+                return false;
+            }
+            *changed |= length != step->length || memcmp(now, data, length);
+            break;
+        case STEP_SECTION:
+        case STEP_PRE_LOAD:
+        case STEP_POST_LOAD:
+            break;
+        }
+    }
+    return true;
+}
+
+static void timer_load(QEMUTimer *timer, int64_t expires)
+{
+    /* Arming it anew would wake the main loop. */
+    if (timer_expire_time_ns(timer) == expires) {
+        return;
+    }
+    if (expires == -1) {
+        timer_del(timer);
+    } else {
+        timer_mod_ns(timer, expires);
+    }
+}
+
+static bool stream_load(VMStateFlat *flat, const Step *step)
+{
+    bool ok;
+
+    flat->in_buffer->data = flat->data->data + step->data;
+    flat->in_buffer->capacity = flat->in_buffer->usage = step->length;
+    flat->in_buffer->offset = 0;
+    ok = !step->field->info->get(flat->in, step->ptr, step->size,
+                                 step->field) &&
+        qemu_get_be32(flat->in) == STREAM_END && !qemu_file_get_error(flat->in);
+    flat->in_buffer->data = NULL;
+    return ok;
+}
+
+static bool section_load(VMStateFlat *flat, unsigned first, unsigned end)
+{
+    const Step *steps = &g_array_index(flat->steps, Step, 0);
+    unsigned i;
+
+    for (i = first; i < end; i++) {
+        const Step *step = &steps[i];
+        const uint8_t *data = flat->data->data + step->data;
+
+        switch (step->kind) {
+        case STEP_PRE_LOAD:
+            if (step->vmsd->pre_load(step->ptr)) {
+                return false;
+            }
+            break;
+        case STEP_SAME:
+            if (!memory_is(step->ptr, data, step->length)) {
+                return false;
+            }
+            break;
+        case STEP_MEMORY:
+            memcpy(step->ptr, data, step->length);
+            break;
+        case STEP_TIMER:
+            timer_load(step->ptr, ldq_he_p(data));
+            break;
+        case STEP_STREAM:
+            if (!stream_load(flat, step)) {
+                return false;
+            }
+            break;
+        case STEP_POST_LOAD:
+            if (step->vmsd->post_load(step->ptr, step->version_id)) {
+                return false;
+            }
+            break;
+        case STEP_SECTION:
+        case STEP_PRE_SAVE:
+        case STEP_NEEDED:
+        case STEP_EXISTS:
+            break;
+        }
+    }
+    return true;
+}
+
+bool vmstate_flat_restore(VMStateFlat *flat)
+{
+    unsigned first, end;
+
+    for (first = 0; first < flat->steps->len; first = end) {
+        const Step *section = &g_array_index(flat->steps, Step, first);
+        bool changed;
+
+        end = section->next;
+        if (!section_check(flat, first, end, &changed)) {
+            trace_vmstate_flat_section(section->name, true);
+            return false;
+        }
+        if (!changed) {
+            continue;
+        }
+        trace_vmstate_flat_section(section->name, false);
+        /*
+         * A subsection that was absent was not loaded; if there is need of it
+         * now, only a reset clears what it stands for.
+         */
+        if (!section_load(flat, first, end) ||
+            !section_check(flat, first, end, &changed)) {
+            return false;
+        }
+    }
+    return true;
+}
