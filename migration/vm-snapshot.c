@@ -56,6 +56,7 @@ struct VMSnapshot {
     int64_t since;
 
     bool in_progress;
+    bool incomplete;            /* @bh has to finish what a vCPU began */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
     uint64_t restores;
@@ -237,6 +238,28 @@ static bool vm_snapshot_is_incremental(const VMSnapshot *s,
 }
 
 /*
+ * Put back what changed.  Returns: false if that was not enough, and a reset
+ * and everything has to follow.
+ */
+static bool vm_snapshot_load_changed(VMSnapshot *s, unsigned n)
+{
+    VMSnapshotSlot *slot = &s->slots[n];
+    int64_t t_ram = get_clock(), t_devices;
+    uint64_t pages = 0;
+    bool ok;
+
+    if (!ram_snapshot_restore(slot->ram, &pages, NULL)) {
+        return false;
+    }
+    t_devices = get_clock();
+    ok = qemu_device_state_load_changed(slot->devices);
+    s->last_pages += pages;
+    trace_vm_snapshot_load(n, pages, t_devices - t_ram, false,
+                           get_clock() - t_devices);
+    return ok;
+}
+
+/*
  * Once the guest has changed, an error leaves nothing to go back to.
  *
  * What devices derive from RAM they derive from it as it was saved, so that
@@ -245,34 +268,24 @@ static bool vm_snapshot_is_incremental(const VMSnapshot *s,
 static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
 {
     VMSnapshotSlot *slot = &s->slots[n];
-    int64_t t_ram = get_clock(), t_devices;
+    int64_t t_ram, t_devices;
     uint64_t pages = 0;
-    bool reset = true;
 
-    if (vm_snapshot_is_incremental(s, slot)) {
-        if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
-            return false;
-        }
-        t_devices = get_clock();
-        reset = !qemu_device_state_load_changed(slot->devices);
-        trace_vm_snapshot_load(n, pages, t_devices - t_ram, reset,
-                               get_clock() - t_devices);
+    if (vm_snapshot_is_incremental(s, slot) && vm_snapshot_load_changed(s, n)) {
+        return true;
     }
-    s->last_pages = pages;
-    if (reset) {
-        qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
-        t_ram = get_clock();
-        if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
-            return false;
-        }
-        s->last_pages += pages;
-        t_devices = get_clock();
-        if (!qemu_device_state_load(slot->devices, errp)) {
-            return false;
-        }
-        trace_vm_snapshot_load(n, pages, t_devices - t_ram, reset,
-                               get_clock() - t_devices);
+    qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
+    t_ram = get_clock();
+    if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
+        return false;
     }
+    s->last_pages += pages;
+    t_devices = get_clock();
+    if (!qemu_device_state_load(slot->devices, errp)) {
+        return false;
+    }
+    trace_vm_snapshot_load(n, pages, t_devices - t_ram, true,
+                           get_clock() - t_devices);
     return true;
 }
 
@@ -304,6 +317,7 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
         return -ENOTSUP;
     }
     was = vm_snapshot_quiesce(RUN_STATE_RESTORE_VM);
+    s->last_pages = 0;
     ret = vm_snapshot_prepare(s, n, errp);
     if (ret) {
         vm_snapshot_resume(was);
@@ -344,59 +358,86 @@ static bool vm_snapshot_has_disk(void)
 }
 
 /*
- * A restore may be carried out on the vCPU's own thread if nothing but it and
- * the main loop, which the BQL keeps away, touches the machine: no other vCPU,
- * no thread or request of the block layer, no accelerator that has state of
- * its own.
+ * A restore may be carried out on a vCPU's own thread if nothing but the vCPUs
+ * and the main loop, which the BQL keeps away, touches the machine: no thread
+ * or request of the block layer, no accelerator that has state of its own.
  */
 static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
 {
     const VMSnapshotSlot *slot = &s->slots[n];
 
-    return tcg_enabled() && !CPU_NEXT(first_cpu) &&
-        runstate_is_running() && slot->ram &&
+    return tcg_enabled() && runstate_is_running() && slot->ram &&
         !slot->suspended && vm_snapshot_is_incremental(s, slot) &&
         !vm_snapshot_not_now(NULL) && !vm_snapshot_has_disk();
 }
 
 /*
  * The short way of a restore: no thread is woken, no handler of a stop called.
- * The vCPU is between two instructions, with the BQL held.
+ * The BQL is held, this vCPU is between two instructions, and no other is in
+ * cpu_exec().
  */
-static void vm_snapshot_on_vcpu(CPUState *cpu, run_on_cpu_data data)
+static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self)
 {
-    VMSnapshot *s = data.host_ptr;
     int64_t t_stop = get_clock(), t_load, t_start, t_end;
+    CPUState *cpu;
     bool ok;
 
-    if (!s->requested || s->op != VM_SNAPSHOT_RESTORE) {
-        return;
-    }
     if (!vm_snapshot_can_stay_on_vcpu(s, s->slot) ||
         vm_snapshot_prepare(s, s->slot, NULL)) {
-        /* Something came in between, or goes wrong: tell it in full. */
-        cpu_stop_current();
-        qemu_bh_schedule(s->bh);
-        return;
+        return false;
     }
-    s->requested = false;
-    s->in_progress = true;
 
     t_load = get_clock();
+    s->last_pages = 0;
+    s->in_progress = true;
     cpu_disable_ticks();
-    ok = vm_snapshot_load(s, s->slot, &error_warn);
+    ok = vm_snapshot_load_changed(s, s->slot);
     cpu_enable_ticks();
-    t_start = get_clock();
     s->in_progress = false;
-    if (ok) {
-        s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, 0);
-    } else {
-        vm_stop(RUN_STATE_INTERNAL_ERROR);
+    s->incomplete = !ok;
+    if (!ok) {
+        return false;
+    }
+
+    t_start = get_clock();
+    s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, 0);
+    CPU_FOREACH(cpu) {
+        if (cpu != self && !cpu_thread_is_idle(cpu)) {
+            qemu_cpu_kick(cpu);
+        }
     }
     t_end = get_clock();
     vm_snapshot_count(s, &s->slots[s->slot], t_end - s->since);
     trace_vm_snapshot_restore(s->slot, t_stop - s->since, t_load - t_stop,
                               t_start - t_load, t_end - t_start);
+    return true;
+}
+
+static void vm_snapshot_on_vcpu(CPUState *self, run_on_cpu_data data)
+{
+    VMSnapshot *s = data.host_ptr;
+    CPUState *cpu;
+
+    if (!s->requested || s->op != VM_SNAPSHOT_RESTORE) {
+        return;
+    }
+    if (vm_snapshot_restore_on_vcpu(s, self)) {
+        s->requested = false;
+        return;
+    }
+    /* The main loop has to do it all, or to tell why not. */
+    CPU_FOREACH(cpu) {
+        cpu->stop = true;
+        cpu_exit(cpu);
+    }
+    qemu_bh_schedule(s->bh);
+}
+
+/* As above, where each vCPU has a thread: in an exclusive section. */
+static void vm_snapshot_on_vcpu_exclusive(CPUState *self, run_on_cpu_data data)
+{
+    BQL_LOCK_GUARD();
+    vm_snapshot_on_vcpu(self, data);
 }
 
 static int vm_snapshot_discard(VMSnapshot *s, unsigned n, Error **errp)
@@ -469,9 +510,13 @@ static void vm_snapshot_bh(void *opaque)
         ret = vm_snapshot_do(s, op, s->slot, s->since, &err);
         if (ret) {
             vm_snapshot_report(s, err);
+            if (s->incomplete) {
+                vm_stop(RUN_STATE_INTERNAL_ERROR);
+            }
             s->config.done(s->config.opaque, op, ret);
         }
     }
+    s->incomplete = false;
     /* The requesting vCPU waits, whatever became of its request. */
     resume_all_vcpus();
 }
@@ -487,8 +532,13 @@ int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
     s->since = get_clock();
     if (op == VM_SNAPSHOT_RESTORE && current_cpu &&
         vm_snapshot_can_stay_on_vcpu(s, slot)) {
-        async_run_on_cpu(current_cpu, vm_snapshot_on_vcpu,
-                         RUN_ON_CPU_HOST_PTR(s));
+        if (qemu_tcg_mttcg_enabled() && CPU_NEXT(first_cpu)) {
+            async_safe_run_on_cpu(current_cpu, vm_snapshot_on_vcpu_exclusive,
+                                  RUN_ON_CPU_HOST_PTR(s));
+        } else {
+            async_run_on_cpu(current_cpu, vm_snapshot_on_vcpu,
+                             RUN_ON_CPU_HOST_PTR(s));
+        }
     } else {
         cpu_stop_current();
         qemu_bh_schedule(s->bh);
