@@ -28,7 +28,8 @@ typedef enum StepKind {
 } StepKind;
 
 typedef struct Step {
-    StepKind kind;
+    uint8_t kind;               /* StepKind */
+    bool in_place;              /* of a STEP_SECTION */
     union {
         int version_id;
         bool expected;
@@ -334,14 +335,17 @@ static bool has_post_save(const VMStateDescription *vmsd)
 
 bool vmstate_flat_add(VMStateFlat *flat, const char *name,
                       const VMStateDescription *vmsd, void *opaque,
-                      bool present)
+                      bool present, bool in_place)
 {
     unsigned first = flat->steps->len;
+    Step *section;
 
     if (has_post_save(vmsd)) {
         return false;
     }
-    add_step(flat, STEP_SECTION, NULL)->name = name;
+    section = add_step(flat, STEP_SECTION, NULL);
+    section->name = name;
+    section->in_place = in_place;
     if (add_needed(flat, vmsd, opaque, present)) {
         add_vmsd(flat, vmsd, opaque, vmsd->version_id);
     }
@@ -519,10 +523,10 @@ bool vmstate_flat_restore(VMStateFlat *flat)
         }
         trace_vmstate_flat_section(section->name, false);
         /*
-         * A subsection that was absent was not loaded; if there is need of it
-         * now, only a reset clears what it stands for.
+         * A subsection that was absent is not loaded; if there is need of it
+         * afterwards, only a reset clears what it stands for.
          */
-        if (!section_load(flat, first, end) ||
+        if (!section->in_place || !section_load(flat, first, end) ||
             !section_check(flat, first, end, &changed)) {
             return false;
         }

@@ -32,6 +32,7 @@ void vmstate_flat_free(VMStateFlat *flat);
  * vmstate_flat_add: append the steps of one section
  * @name: for traces; must live as long as @flat
  * @present: did vmstate_section_needed() say that it is to be saved?
+ * @in_place: may it be loaded without a reset?  Else it must not change.
  *
  * The state is taken as vmstate_save_state() leaves it, which must have been
  * called, if @present, with nothing having run in between.
@@ -40,7 +41,7 @@ void vmstate_flat_free(VMStateFlat *flat);
  */
 bool vmstate_flat_add(VMStateFlat *flat, const char *name,
                       const VMStateDescription *vmsd, void *opaque,
-                      bool present);
+                      bool present, bool in_place);
 
 /**
  * vmstate_flat_restore: load the sections that are not as they were
@@ -50,7 +51,8 @@ bool vmstate_flat_add(VMStateFlat *flat, const char *name,
  * alone.
  *
  * Returns: false if a section does not consist of the same fields any more,
- *          or cannot be loaded; then all must be reset and loaded anew
+ *          or may not or cannot be loaded; then the machine must be reset, and
+ *          everything loaded
  */
 bool vmstate_flat_restore(VMStateFlat *flat);
 
