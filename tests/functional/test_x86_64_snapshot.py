@@ -66,6 +66,8 @@ class Guest:
             self.skipTest(reason)
         if self.most and cpus > 1:
             options['n'] = min(options.get('n', self.most), self.most)
+        if 'QEMU_TEST_SNAPSHOT_MOST' in os.environ:
+            options['most'] = os.environ['QEMU_TEST_SNAPSHOT_MOST']
         options = ' '.join(f'{k}={v}' for k, v in options.items())
         self.vm.add_args('-nodefaults', '-accel', accel or self.accel,
                          '-m', memory, '-smp', str(cpus), '-rtc', 'clock=vm',

@@ -82,7 +82,7 @@ CASE(gprs)
     check_equal("edi", g.edi, 0xabcdef02);
     check_equal("ebp", g.ebp, 0x13579bdf);
     check_equal("eflags", g.eflags, GPR_FLAGS);
-    if (snapshot_read(SNAPSHOT_REG_RESTORES) < option("n", 1000)) {
+    if (snapshot_read(SNAPSHOT_REG_RESTORES) < repeats(option("n", 1000))) {
         gprs_restore();
     }
 }
@@ -111,7 +111,7 @@ CASE(segments)
     asm volatile("mov %0, %%gs" : : "r"(sel + (pass & 1) * 8));
     asm volatile("movl %%gs:0, %0" : "=r"(v));
     check_equal("%gs:0 loaded anew", v, place[1 + (pass & 1)]);
-    if (pass < 100) {
+    if (pass < repeats(100)) {
         snapshot_restore();
     }
 }
@@ -209,7 +209,7 @@ static void fp_round_trip(uint32_t saved, uint32_t later)
     fp_load(fp_pattern[1]);
     fp_store(fp_after);
     check(memcmp(fp_after, fp_before, 512), "nothing to revert");
-    if (pass < 50) {
+    if (pass < repeats(50)) {
         snapshot_restore();
     }
 }
@@ -315,7 +315,7 @@ CASE(system)
         system_registers_set(!flavour);
         system_registers_read(&after);
         check(memcmp(&after, &before, sizeof(after)), "nothing to revert");
-        if (pass < 20) {
+        if (pass < repeats(20)) {
             snapshot_restore();
         }
     }
@@ -368,7 +368,7 @@ CASE(breakpoint)
         watched = pass;
         check(debug_traps == 1, "%u debug traps in all, way %u, pass %u",
               debug_traps, way, pass);
-        if (pass < 20) {
+        if (pass < repeats(20)) {
             snapshot_restore();
         }
     }
@@ -476,7 +476,7 @@ CASE(msrs)
             }
         }
         msrs_flip(usable);
-        if (pass < 20) {
+        if (pass < repeats(20)) {
             snapshot_restore();
         }
         /* and once more with them flipped at the save */
@@ -536,7 +536,7 @@ CASE(paging)
     check_equal("window", mmio_read(WINDOW), 0xface0);
     mmio_write(WINDOW, pass);
     check_equal("page 0", mmio_read((uintptr_t)pages[0]), pass);
-    if (pass < 50) {
+    if (pass < repeats(50)) {
         snapshot_restore();             /* ... from paging */
     }
 
@@ -569,7 +569,7 @@ CASE(paging)
         check_equal("global window", mmio_read(WINDOW), 0xface3);
         break;
     }
-    if (pass < 200) {
+    if (pass < repeats(200)) {
         snapshot_restore();
     }
     write_cr0(read_cr0() & ~CR0_PG);
@@ -605,7 +605,7 @@ CASE(a20)
         a20_set(!on);
         check(mmio_read(odd) == (on ? 0xe0e0 : 0x0d0d),
               "A20 cannot be %u", !on);
-        if (pass < 50) {
+        if (pass < repeats(50)) {
             snapshot_restore();
         }
     }
@@ -696,7 +696,7 @@ CASE(long_mode)
     pass = snapshot_save();             /* in 32 bits ... */
     check(!(read_cr0() & CR0_PG), "paging is on");
     check(!(read_cr4() & CR4_PAE), "PAE is on");
-    if (pass < 100) {
+    if (pass < repeats(100)) {
         long_mode_call(long_restore, pml4, snapshot_bar);
         snapshot_not_restored();        /* ... from 64 bits */
     }
@@ -705,7 +705,7 @@ CASE(long_mode)
     check_equal("registers differ",
                 long_mode_call(long_save, pml4, snapshot_bar), 0);
     check(!(read_cr0() & CR0_PG), "paging is on");
-    if (snapshot_read(SNAPSHOT_REG_RESTORES) < 100) {
+    if (snapshot_read(SNAPSHOT_REG_RESTORES) < repeats(100)) {
         snapshot_restore();
     }
 }

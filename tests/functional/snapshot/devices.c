@@ -134,7 +134,7 @@ CASE(registers)
                   registers[i].get(registers[i].where),
                   v ^ registers[i].flip);
         }
-        if (pass < 20) {
+        if (pass < repeats(20)) {
             snapshot_restore();
         }
     }
@@ -214,7 +214,7 @@ CASE(queues)
             uart_fill(0x80 + pass, 4);
             keyboard_ask();
         }
-        if (pass < 20) {
+        if (pass < repeats(20)) {
             snapshot_restore();
         }
         outb(UART + 2, 7);
@@ -237,7 +237,7 @@ CASE(bar)
     pci_write(snapshot_devfn, 0x10, snapshot_bar);
     check_equal("SLOTS", snapshot_read(SNAPSHOT_REG_SLOTS), 8);
     check(mmio_read(home + SNAPSHOT_REG_SLOTS) != 8, "BAR0 is at two places");
-    if (pass < 50) {
+    if (pass < repeats(50)) {
         snapshot_restore();
     }
 }
@@ -315,7 +315,7 @@ CASE(ide)
         v = inw(IDE);
         check_equal("word of the drive's identity", v, reference[i]);
     }
-    if (pass < 20) {
+    if (pass < repeats(20)) {
         snapshot_restore();
     }
 
@@ -331,7 +331,7 @@ CASE(ide)
         v = inw(IDE);
         check_equal("word of the drive's identity", v, reference[i]);
     }
-    if (pass < 20) {
+    if (pass < repeats(20)) {
         snapshot_restore();
     }
 }

@@ -188,6 +188,9 @@ int memcmp(const void *a, const void *b, size_t n);
 /* A number from the command line, "key=n" */
 unsigned option(const char *key, unsigned otherwise);
 
+/* How often to restore: n times, at most as often as "most=" allows */
+unsigned repeats(unsigned n);
+
 /* xorshift; state in RAM, so that the sequence reverts as well */
 uint32_t random32(uint32_t *state);
 

@@ -171,6 +171,13 @@ unsigned option(const char *key, unsigned otherwise)
     return v;
 }
 
+unsigned repeats(unsigned n)
+{
+    unsigned most = option("most", n);
+
+    return n < most ? n : most;
+}
+
 uint32_t random32(uint32_t *state)
 {
     uint32_t x = *state;

@@ -100,7 +100,8 @@ static void spinner(unsigned cpu)
  */
 CASE(precise)
 {
-    unsigned n = option("n", 3000), every = option("forms", ARRAY_SIZE(forms));
+    unsigned n = repeats(option("n", 3000));
+    unsigned every = option("forms", ARRAY_SIZE(forms));
 
     for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
         ap_start(cpu, spinner);
@@ -164,7 +165,7 @@ CASE(precise)
  */
 CASE(precise_restores)
 {
-    unsigned n = option("n", 10000), pass;
+    unsigned n = repeats(option("n", 10000)), pass;
 
     for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
         ap_start(cpu, spinner);

@@ -46,7 +46,7 @@ CASE(smc)
     uint8_t *across = area + 2 * PAGE_SIZE - 2;
     uint8_t *shared = area + 3 * PAGE_SIZE;
     shared32 *data = (uint32_t *)(shared + 64);
-    unsigned n = option("n", 1000);
+    unsigned n = repeats(option("n", 1000));
 
     emit_constant(plain, 1);
     emit_constant(across, 2);
@@ -114,7 +114,7 @@ CASE(smc_slots)
 
         uint32_t round = carried();
 
-        if (round < 400) {
+        if (round < repeats(400)) {
             carry(round + 1);
             snapshot_select(round * 7 / 3 % 4);
             snapshot_restore();
@@ -156,7 +156,7 @@ CASE(ram)
 {
     uint32_t seed = 0x2545f491, sum;
     uint32_t span = memory_top - STRAY_BASE;
-    unsigned n = option("n", 30);
+    unsigned n = repeats(option("n", 30));
 
     for (uint32_t *p = (uint32_t *)STRAY_BASE; p < (uint32_t *)memory_top;
          p++) {
@@ -258,7 +258,7 @@ CASE(slots)
     stray[0] = 0xffffffff;
     stray[1024 * (slots + 1)] = 1;
     write_db0(0);
-    if (carried() < 200) {
+    if (carried() < repeats(200)) {
         carry(carried() + 1);
         seed = snapshot_read(SNAPSHOT_REG_ARGUMENT + 4);
         slot = random32(&seed) % slots;
@@ -362,7 +362,7 @@ CASE(vram)
         outb(0x3cf, 0x0d);              /* window: at 0xb8000 */
         vbe_write(5, 3);                /* bank */
     }
-    if (pass < 20) {
+    if (pass < repeats(20)) {
         snapshot_restore();
     }
 }
@@ -440,7 +440,7 @@ CASE(pam)
     pam_write(2, pass & 1 ? 0 : 0x11);  /* ROM; or RAM, but read only */
     mmio_write(at, 0xbad);
     check(mmio_read(at) != 0xbad, "0xd0000 is writable");
-    if (pass < 50) {
+    if (pass < repeats(50)) {
         snapshot_restore();
     }
 
@@ -451,7 +451,7 @@ CASE(pam)
     pam_write(2, 0x33);                 /* ... writable at the restore */
     mmio_write(at, pass);
     check_equal("writable shadow RAM", mmio_read(at), pass);
-    if (pass < 50) {
+    if (pass < repeats(50)) {
         snapshot_restore();
     }
 }
@@ -489,7 +489,7 @@ CASE(dma)
     check(!memcmp(DMA_AREA, words, sizeof(words)),
           "fw_cfg went on elsewhere: %x %x in pass %u",
           words[0], words[1], pass);
-    if (pass < 500) {
+    if (pass < repeats(500)) {
         snapshot_restore();
     }
 }

@@ -60,7 +60,7 @@ static void count_chain(unsigned cpu)
  */
 CASE(smp)
 {
-    unsigned cpus = cpu_count(), n = option("n", 1000);
+    unsigned cpus = cpu_count(), n = repeats(option("n", 1000));
     uint32_t saved[MAX_CPUS] = { 0 };
 
     for (unsigned cpu = 1; cpu < cpus; cpu++) {
@@ -139,7 +139,7 @@ CASE(smp_halted)
     }
     wait_for_progress(last, 10);
     check_equal("woken", woken, 1);
-    if (pass < 500) {
+    if (pass < repeats(500)) {
         snapshot_restore();
     }
 }
@@ -184,7 +184,7 @@ CASE(smp_running)
     if (pass & 2) {
         delay_us(200);                  /* it has halted by then */
     }
-    if (pass < 500) {
+    if (pass < repeats(500)) {
         snapshot_restore();
     }
 }
@@ -229,7 +229,7 @@ CASE(smp_waiting)
     check_equal("count", chain[last].count, 0);
     apic_send(last, ICR_SIPI | AP_TRAMPOLINE / PAGE_SIZE);
     wait_for_progress(last, 10);
-    if (pass < 300) {
+    if (pass < repeats(300)) {
         snapshot_restore();
     }
 }
@@ -258,7 +258,7 @@ CASE(smp_cross)
     seen = cross_pass - 1;
     check(seen == carried(), "pass %u, not %u", seen, carried());
     wait_for_progress(last, 10);
-    if (seen < 500) {
+    if (seen < repeats(500)) {
         carry(seen + 1);
         snapshot_restore();
     }
@@ -289,7 +289,7 @@ CASE(smp_race)
     for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
         wait_for_progress(cpu, 10);
     }
-    if (pass < 500) {
+    if (pass < repeats(500)) {
         race = true;
         for (;;) {
             snapshot_write(SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_RESTORE);

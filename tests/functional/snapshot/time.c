@@ -220,7 +220,7 @@ static void armed_at_save(const struct timer *t)
     check(us >= t->at_least_us && us < PERIOD_US + SLACK_US,
           "%s fired after %u us in pass %u", t->name, us, pass);
     t->stop();
-    if (pass < option("n", 50)) {
+    if (pass < repeats(option("n", 50))) {
         snapshot_restore();
     }
 }
@@ -249,7 +249,7 @@ static void idle_at_save(const struct timer *t)
     if (pass & 1) {
         wait_for_request(t->vector);
     }
-    if (pass < 10) {
+    if (pass < repeats(10)) {
         snapshot_restore();
     }
 }
@@ -286,7 +286,7 @@ static void pending_at_save(const struct timer *t)
           t->name, timer_eip, behind, pass);
     t->stop();
     interrupts_on_briefly();
-    if (pass < 50) {
+    if (pass < repeats(50)) {
         snapshot_restore();
     }
 }
@@ -379,7 +379,7 @@ CASE(irqs)
         check_equal("the lower one, at last", ipis[requested], 1);
         check(apic_bit(APIC_ISR, requested), "lower one not in service");
     }
-    if (pass < 50) {
+    if (pass < repeats(50)) {
         snapshot_restore();
     }
 
@@ -411,7 +411,7 @@ CASE(irqs)
         outb(0x21, 4);
         outb(0x21, 1);
     }
-    if (pass < 20) {
+    if (pass < repeats(20)) {
         snapshot_restore();
     }
 }
