@@ -157,6 +157,8 @@ READ_REGISTER(db7) WRITE_REGISTER(db7)
 #define CR4_OSXMMEXCPT  (1u << 10)
 #define CR4_OSXSAVE     (1u << 18)
 
+#define MSR_TSC         0x10
+
 /* False when the CPU has no such MSR or refuses the value (#GP). */
 bool rdmsr_safe(uint32_t msr, uint64_t *v);
 bool wrmsr_safe(uint32_t msr, uint64_t v);
