@@ -53,8 +53,10 @@ def main():
     print(f'{args.memory}, {args.restores} restores, {args.device}\n'
           'machine accel pages restores/s median/us  p99/us')
     with tempfile.TemporaryDirectory() as directory:
-        image = os.path.join(directory, 'guest.elf')
-        build_guest(image)
+        image = os.getenv('QEMU_TEST_SNAPSHOT_GUEST')
+        if not image:
+            image = os.path.join(directory, 'guest.elf')
+            build_guest(image)
         for accel in args.accels.split(','):
             if accel == 'kvm' and not os.access('/dev/kvm', os.W_OK):
                 print('(no /dev/kvm)')
