@@ -381,6 +381,9 @@ class Kvm(Guest):
     # Where KVM's processor is emulated, reading a clock takes milliseconds.
     clock_restores, clock_work = 100, 200000
 
+    def test_pam(self):
+        self.run_case('pam', kvm=1)
+
     def test_clocks_young(self):
         """
         Less than a second after the TSC's 0: catches KVM's taking the restore

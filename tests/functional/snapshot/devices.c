@@ -351,7 +351,8 @@ static void write_sized(uintptr_t addr, unsigned size, const uint32_t *v)
         asm volatile("movl %0, (%1)" : : "r"(*v), "r"(addr) : "memory");
         break;
     case 8:
-        asm volatile("movq (%0), %%xmm0; movq %%xmm0, (%1)"
+        /* KVM's emulation of accesses to devices lacks the one from XMM */
+        asm volatile("movq (%0), %%mm0; movq %%mm0, (%1); emms"
                      : : "r"(v), "r"(addr) : "memory");
         break;
     case 16:

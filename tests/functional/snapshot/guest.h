@@ -158,6 +158,10 @@ READ_REGISTER(db7) WRITE_REGISTER(db7)
 #define CR4_OSXSAVE     (1u << 18)
 
 #define MSR_TSC         0x10
+#define MSR_KVM_CLOCK   0x4b564d01
+#define MSR_KVM_POLL    0x4b564d05
+
+#define KVM_CPUID       0x40000000      /* the first of KVM's own leaves */
 
 /* False when the CPU has no such MSR or refuses the value (#GP). */
 bool rdmsr_safe(uint32_t msr, uint64_t *v);

@@ -301,9 +301,7 @@ CASE(timer_pending)
     for_each_timer(pending_at_save);
 }
 
-#define KVM_CPUID       0x40000000
 #define KVM_CLOCK       8               /* in leaf 1's EAX */
-#define MSR_KVM_CLOCK   0x4b564d01
 
 static struct {
     shared32 version, reserved;
