@@ -302,6 +302,9 @@ class Guest:
     def test_smp4(self):
         self.run_case('smp', cpus=4)
 
+    def test_smp_clocks(self):
+        self.run_case('smp_clocks', cpus=2)
+
     def test_smp_halted(self):
         self.run_case('smp_halted', cpus=2)
 

@@ -97,6 +97,66 @@ CASE(smp)
           snapshot_read(SNAPSHOT_REG_ARGUMENT + 4), n);
 }
 
+/* What the TSC of the last CPU shows; odd while it is being written */
+static struct {
+    shared32 sequence, low, high;
+} stamp;
+
+static uint64_t rdtsc_in_order(void)
+{
+    asm volatile("lfence" : : : "memory");
+    return rdtsc();
+}
+
+static void stamp_time(unsigned cpu)
+{
+    (void)cpu;
+    for (;;) {
+        uint64_t now = rdtsc_in_order();
+
+        stamp.sequence++;
+        stamp.low = now;
+        stamp.high = now >> 32;
+        stamp.sequence++;
+    }
+}
+
+/* A stamp made between call and return */
+static uint64_t new_stamp(void)
+{
+    uint32_t sequence = stamp.sequence;
+    uint64_t v;
+
+    while (stamp.sequence - sequence < 4) {
+        cpu_pause();
+    }
+    do {
+        sequence = stamp.sequence & ~1u;
+        v = stamp.low | (uint64_t)stamp.high << 32;
+    } while (stamp.sequence != sequence);
+    return v;
+}
+
+/* Catches TSCs that were in step at the save and are not after a restore. */
+CASE(smp_clocks)
+{
+    ap_start(cpu_count() - 1, stamp_time);
+
+    unsigned pass = snapshot_save();
+
+    for (unsigned i = 0; i < 1000; i++) {
+        uint64_t before = rdtsc_in_order(), other = new_stamp();
+        uint64_t after = rdtsc_in_order();
+
+        check(before <= other && other <= after,
+              "%llx on the other CPU, between %llx and %llx on this, pass %u",
+              other, before, after, pass);
+    }
+    if (pass < repeats(100)) {
+        snapshot_restore();
+    }
+}
+
 static shared32 woken;
 
 static void wake(struct frame *frame)
