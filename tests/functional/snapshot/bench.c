@@ -39,7 +39,7 @@ CASE(endless)
 {
     unsigned pass = snapshot_save();
 
-    if (pass % 64 == 0) {
+    if (pass % repeats(64) == 0) {
         say("%u\n", pass);
     }
     snapshot_restore();
