@@ -7,6 +7,7 @@ help:
 
 #: make demo           build, then show the device on a real Linux guest
 #: make check          build, then run every test; one: scripts/check NAME
+#: make check-kvm      the tests that need KVM; without /dev/kvm, in a guest
 #: make build          build/qemu-system-x86_64; QEMU_SRC=dir: of your QEMU 10.0
 #: make style          check patches, scripts and documentation
 #: make compare        QEMU's own tests, with our change and without
@@ -23,6 +24,9 @@ build:
 check:
 	@scripts/check
 
+check-kvm:
+	@scripts/check-kvm
+
 style:
 	@scripts/style
 
@@ -38,4 +42,4 @@ check-patches:
 clean:
 	rm -rf build
 
-.PHONY: help demo build check style compare export check-patches clean
+.PHONY: help demo build check check-kvm style compare export check-patches clean
