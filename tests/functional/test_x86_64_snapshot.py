@@ -387,6 +387,9 @@ class Kvm(Guest):
     def test_pam(self):
         self.run_case('pam', kvm=1)
 
+    def test_timer_pending(self):
+        self.run_case('timer_pending', kvm=1)
+
     def test_clocks_young(self):
         """
         Less than a second after the TSC's 0: catches KVM's taking the restore

@@ -270,6 +270,9 @@ void irq_dispatch(struct frame *frame)
     } else if (frame->vector == 13 && fixup) {
         frame->eip = fixup;
         fixup = 0;
+    } else if (frame->vector == IRQ_BASE + 15) {
+        /* Spurious: what the slave PIC had requested was masked since. */
+        pic_eoi(0);
     } else {
         fail("vector %x, error %x at %x, cr2 %x", frame->vector, frame->error,
              frame->eip, read_cr2());

@@ -19,6 +19,8 @@
 #define VMCB_GDTR       0x460
 #define VMCB_IDTR       0x480
 #define VMCB_EFER       0x4d0
+#define VMCB_CR4        0x548
+#define VMCB_CR3        0x550
 #define VMCB_CR0        0x558
 #define VMCB_DR7        0x560
 #define VMCB_RFLAGS     0x570
@@ -55,6 +57,19 @@ static uint32_t svm_run(uint32_t command)
     return count;
 }
 
+/* KVM has no VMRUN without paging. Addresses stay what they are. */
+static void paging_on(void)
+{
+    static uint32_t directory[1024] __attribute__((aligned(4096)));
+
+    for (uint32_t i = 0; i < 1024; i++) {
+        directory[i] = i << 22 | 0x83;  /* 4 MiB, writable, present */
+    }
+    write_cr4(read_cr4() | CR4_PSE);
+    write_cr3((uintptr_t)directory);
+    write_cr0(read_cr0() | CR0_PG);
+}
+
 static void svm_init(void)
 {
     struct table_pointer idtr;
@@ -63,6 +78,7 @@ static void svm_init(void)
     check(rdmsr_safe(MSR_EFER, &efer) &&
           wrmsr_safe(MSR_EFER, efer | EFER_SVME) &&
           wrmsr_safe(MSR_VM_HSAVE_PA, (uintptr_t)host_save), "no SVM");
+    paging_on();
     asm volatile("sidt %0" : "=m"(idtr));
     *vmcb_field(VMCB_INTERCEPT1) = 1 << 24;     /* HLT */
     *vmcb_field(VMCB_INTERCEPT2) = 1;           /* VMRUN */
@@ -79,6 +95,8 @@ static void svm_init(void)
     *vmcb_field(VMCB_IDTR + 4) = idtr.limit;
     *vmcb_field(VMCB_IDTR + 8) = idtr.base;
     *vmcb_field(VMCB_EFER) = efer | EFER_SVME;
+    *vmcb_field(VMCB_CR4) = read_cr4();
+    *vmcb_field(VMCB_CR3) = read_cr3();
     *vmcb_field(VMCB_CR0) = read_cr0();
     *vmcb_field(VMCB_DR7) = 0x400;
     *vmcb_field(VMCB_RFLAGS) = 2;
