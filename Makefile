@@ -10,6 +10,8 @@ help:
 #: make check-kvm      the tests that need KVM; without /dev/kvm, in a guest
 #: make build          build/qemu-system-x86_64; QEMU_SRC=dir: of your QEMU 10.0
 #: make style          check patches, scripts and documentation
+#: make bench          measure restores; QUICK=1: in 3 minutes; CHECK=1: fail if
+#:                     they became slower against what they are compared with
 #: make compare        QEMU's own tests, with our change and without
 #: make export         take edits in build/qemu back into the repository
 #: make check-patches  do the patches apply exactly?
@@ -30,6 +32,9 @@ check-kvm:
 style:
 	@scripts/style
 
+bench:
+	@scripts/bench $(if $(QUICK),--quick) $(if $(CHECK),--check)
+
 compare:
 	@scripts/compare
 
@@ -42,4 +47,5 @@ check-patches:
 clean:
 	rm -rf build
 
-.PHONY: help demo build check check-kvm style compare export check-patches clean
+.PHONY: help demo build check check-kvm style bench compare export \
+	check-patches clean

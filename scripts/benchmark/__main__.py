@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How long restores take, beside every other way to restore a machine"""
+
+import argparse
+import datetime
+import json
+import os
+from pathlib import Path
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tests' / 'functional'))
+
+from snapshot import build_guest        # noqa: E402
+
+import check                            # noqa: E402
+from machine import BenchError          # noqa: E402
+from measure import Bench               # noqa: E402
+from plan import EFFORTS, Plan          # noqa: E402
+import plot                             # noqa: E402
+import report                           # noqa: E402
+
+OUT = ROOT / 'build' / 'bench'
+RESULTS = OUT / 'results.json'
+DOCS = ROOT / 'docs' / 'devel' / 'snapshot-bench.rst.inc'
+
+
+def command_output(*command):
+    try:
+        return subprocess.run(command, check=True, text=True, cwd=ROOT,
+                              stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ''
+
+
+def describe_host(qemu):
+    with open('/proc/cpuinfo', encoding='ascii', errors='replace') as f:
+        models = [line.split(':')[1].strip() for line in f
+                  if line.startswith('model name')]
+    dirty = '-dirty' if command_output('git', 'status', '--porcelain',
+                                       '-uno') else ''
+    return {
+        'cpu': models[0] if models else platform.machine(),
+        'cpus': len(os.sched_getaffinity(0)),
+        'kernel': platform.release(),
+        'qemu': command_output(qemu, '--version').split('\n')[0],
+        'commit': (command_output('git', 'rev-parse', '--short=12', 'HEAD') or
+                   'unknown') + dirty,
+        'python': platform.python_version(),
+        'gnuplot': command_output('gnuplot', '--version'),
+        'load_before': [round(x, 1) for x in os.getloadavg()],
+    }
+
+
+def compile_guests(bench):
+    try:
+        build_guest(bench.image)
+        subprocess.run(['gcc', '-O2', '-Wall', '-Wextra', '-o',
+                        bench.floor_program, Path(__file__).parent /
+                        'floor.c'], check=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        said = getattr(e, 'stdout', None) or e
+        raise BenchError(f'cannot compile: {said}\n'
+                         'run: apt-get install gcc libc6-dev')
+
+
+def minutes(seconds):
+    return f'{int(seconds) // 60}:{int(seconds) % 60:02}'
+
+
+def say_record(record):
+    us = record['us']
+    per_second = report.thousands(record['per_second'])
+    return (f'{report.number(us["median"])} us' +
+            (f', {per_second}/s' if 'phases_us' in record else ''))
+
+
+def run_steps(steps):
+    """The records and the errors; a step that fails does not end the rest."""
+    records, errors = [], []
+    start = time.monotonic()
+    estimated, total = 0, sum(step.seconds for step in steps)
+    for i, step in enumerate(steps, 1):
+        # How wrong estimates were so far says how wrong they will be
+        spent = time.monotonic() - start
+        slow = spent / estimated if estimated > total / 20 else 1
+        print(f'[{i:3}/{len(steps)}] '
+              f'{minutes((total - estimated) * slow):>5} left  '
+              f'{step.title:58}', end=' ', flush=True)
+        try:
+            new = step.run()
+            records += new
+            print('; '.join(map(say_record, new[:4])) +
+                  (' ...' if len(new) > 4 else ''), flush=True)
+        except (BenchError, subprocess.CalledProcessError) as e:
+            errors.append(f'{step.title}: {e}')
+            print(f'FAILED: {e}', flush=True)
+        estimated += step.seconds
+    return records, errors
+
+
+def measure(args):
+    if not os.access(args.qemu, os.X_OK):
+        raise BenchError(f'{args.qemu} is not there; run: make build')
+    if not (args.linux / 'initramfs').exists():
+        raise BenchError(f'there is no Linux guest in {args.linux}; run: '
+                         'scripts/linux-guest')
+    host = describe_host(args.qemu)
+    start = time.monotonic()
+    date = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+    with tempfile.TemporaryDirectory(prefix='snapshot-bench-') as directory:
+        bench = Bench(args.qemu, args.linux, directory, EFFORTS[args.mode])
+        compile_guests(bench)
+        plan = Plan(bench, args.mode)
+        for what, why in plan.skipped:
+            print(f'Not measured: {what}: {why}')
+        records, errors = run_steps(plan.steps)
+    host['load_after'] = [round(x, 1) for x in os.getloadavg()]
+    results = {
+        'mode': args.mode,
+        'date': date,
+        'seconds': round(time.monotonic() - start),
+        'host': host,
+        'skipped': plan.skipped,
+        'errors': errors,
+        'records': records,
+    }
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    args.results.write_text(json.dumps(results, indent=1) + '\n')
+    return results
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        prog='bench', description=__doc__,
+        epilog='Writes build/bench/results.json and plots beside it.')
+    parser.set_defaults(mode='full')
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument('--quick', action='store_const', dest='mode',
+                      const='quick', help='what the goals need, in 3 minutes')
+    mode.add_argument('--self-test', action='store_const', dest='mode',
+                      const='self-test', help='that it works; in 20 seconds')
+    mode.add_argument('--again', action='store_true',
+                      help='measure nothing, take results.json as it is')
+    parser.add_argument('--check', action='store_true',
+                        help='fail if a ratio is much worse than in '
+                             'scripts/benchmark/reference.json')
+    parser.add_argument('--spoil', metavar='NAME',
+                        help='with --check: make ratios with NAME in their '
+                             'name worse, to see it fail')
+    parser.add_argument('--update-reference', action='store_true',
+                        help='make the ratios of this run the reference')
+    parser.add_argument('--docs', action='store_true',
+                        help=f'write {DOCS.relative_to(ROOT)}')
+    parser.add_argument('--results', type=Path, default=RESULTS,
+                        metavar='FILE', help='instead of results.json')
+    parser.add_argument('--qemu', help=argparse.SUPPRESS, default=os.getenv(
+        'QEMU', ROOT / 'build' / 'qemu-system-x86_64'))
+    parser.add_argument('--linux', help=argparse.SUPPRESS, type=Path,
+                        default=ROOT / 'build' / 'linux')
+    args = parser.parse_args()
+    args.qemu = os.path.abspath(args.qemu)
+    return args
+
+
+def main():
+    args = parse_args()
+    # So that QEMUs are ended, and files removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if args.again:
+        try:
+            results = json.loads(args.results.read_text())
+        except FileNotFoundError:
+            raise BenchError(f'there is no {args.results}: run make bench')
+    else:
+        results = measure(args)
+    print('\n'.join(report.text(results)))
+
+    made = plot.plots(results, args.results.parent)
+    print(f'\nwrote {args.results}\nand, beside it, {", ".join(made)}')
+    good = not results['errors']
+    if args.docs:
+        DOCS.write_text('\n'.join(report.rst(results)))
+        print(f'wrote {DOCS}')
+    if args.update_reference:
+        check.update(results)
+    if args.check or args.spoil is not None:
+        good = check.check(results, args.spoil) and good
+    return 0 if good else 1
+
+
+if __name__ == '__main__':
+    try:
+        sys.exit(main())
+    except BenchError as e:
+        sys.exit(f'bench: {e}')
+    except KeyboardInterrupt:
+        sys.exit(130)

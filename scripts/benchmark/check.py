@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Compare a run's ratios with those of reference.json"""
+
+import json
+from pathlib import Path
+
+from goals import Records, ratios
+from machine import BenchError
+
+REFERENCE = Path(__file__).parent / 'reference.json'
+
+# How many times worse a ratio may be. Both of its halves are from one run, but
+# on a host that does something else the one suffers more than the other.
+TOLERANCE = 2
+
+
+def check(results, spoil=None):
+    """
+    Prints a line for each ratio; returns if all is well. @spoil, a name or a
+    part of it, makes these ratios ten times worse: does it fail then?
+    """
+    try:
+        reference = json.loads(REFERENCE.read_text())
+    except FileNotFoundError:
+        raise BenchError(f'there is no {REFERENCE}: make one with '
+                         'scripts/bench --update-reference')
+    default = reference['tolerance']
+    want = dict(reference['ratios'])
+    good = True
+
+    print('\nRatios, against scripts/benchmark/reference.json '
+          f'({reference["commit"]})\n')
+    print(f'{"":44} {"reference":>10} {"now":>10}')
+    for ratio in ratios(Records(results)):
+        value = ratio.value
+        if spoil is not None and spoil in ratio.name:
+            value *= 0.1 if ratio.higher else 10
+        known = want.pop(ratio.name, None)
+        if known is None:
+            print(f'{ratio.name:44} {"none":>10} {value:10.3g}  new')
+            continue
+        tolerance = known.get('tolerance', default)
+        worse = known['value'] / value if ratio.higher \
+            else value / known['value']
+        if worse > tolerance:
+            verdict = f'FAIL: {worse:.1f} times worse, {tolerance:g} allowed'
+            good = False
+        else:
+            verdict = 'ok' if worse > 1 / tolerance else \
+                'ok, better: --update-reference'
+        print(f'{ratio.name:44} {known["value"]:10.3g} {value:10.3g}  '
+              f'{verdict}')
+    for name, known in want.items():
+        # Another run may measure less (no KVM, quick), but not by accident
+        print(f'{name:44} {known["value"]:10.3g} {"-":>10}  not measured')
+    if spoil is not None:
+        print(f'\n(those with "{spoil}" in their name made 10 times worse)')
+    return good
+
+
+def update(results):
+    old = {}
+    if REFERENCE.exists():
+        old = json.loads(REFERENCE.read_text())['ratios']
+    new = {}
+    for ratio in ratios(Records(results)):
+        # What somebody chose for this one stays
+        new[ratio.name] = {**old.get(ratio.name, {}),
+                           'value': float(f'{ratio.value:.3g}')}
+    REFERENCE.write_text(json.dumps({
+        'SPDX-License-Identifier': 'GPL-2.0-or-later',
+        'about': 'Written by scripts/bench --update-reference. A ratio may be '
+                 'so many times worse (tolerance; one of its own, if it has '
+                 'one) before scripts/bench --check fails.',
+        'commit': results['host']['commit'],
+        'mode': results['mode'],
+        'tolerance': TOLERANCE,
+        'ratios': new,
+    }, indent=4) + '\n')
+    print(f'wrote {REFERENCE}')

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+What restores shall reach, beside what they reach, and the ratios that stand
+for it. All is computed from the records of one run: see measure.py.
+"""
+
+import collections
+
+# measured and plain: text, or None; met: None if it was not measured
+Row = collections.namedtuple('Row', 'what plain prototype goal measured met '
+                                    'why')
+# higher: is a higher ratio better?
+Ratio = collections.namedtuple('Ratio', 'name value higher')
+
+
+class Records:
+    """The records of a run, to be asked for by what they measured"""
+
+    def __init__(self, results):
+        self.records = results['records']
+        self.skipped = dict(results['skipped'])
+
+    def all(self, **wanted):
+        return [r for r in self.records if wanted.items() <= r.items()]
+
+    def get(self, engine, guest=None, machine=None, ram=None, pages=10,
+            accel='tcg', smp=1, virtio=False):
+        found = self.all(engine=engine, guest=guest, machine=machine,
+                         accel=accel, smp=smp, virtio=virtio, pages=pages,
+                         **({'ram': ram} if ram else {}))
+        return found[0] if found else None
+
+    def bare(self, engine='dirty', machine='pc', ram=128, **rest):
+        return self.get(engine, 'bare', machine, ram, **rest)
+
+    def linux(self, engine='dirty', machine='q35', ram=256, **rest):
+        return self.get(engine, 'linux', machine, ram, **rest)
+
+    def floor(self, engine, pages):
+        return self.get(engine, pages=pages, accel=None)
+
+    def pages(self, **wanted):
+        """Records that differ in the number of pages, by that"""
+        return sorted(self.all(**wanted), key=lambda r: r['pages'])
+
+
+def divide(over, under):
+    return over / under if over and under else None
+
+
+def per_second(record):
+    return record and record['per_second']
+
+
+def median(record):
+    return record and record['us']['median']
+
+
+def thousands(rate):
+    """Restores per second"""
+    if rate is None:
+        return None
+    if rate < 999.5:
+        return f'{rate:.3g}'
+    return f'{rate / 1000:.1f}k' if rate < 99950 else f'{rate / 1000:.0f}k'
+
+
+def times(ratio):
+    if ratio is None:
+        return None
+    return f'{ratio:.0f}×' if ratio >= 100 else f'{ratio:.3g}×'
+
+
+def rows(r):
+    """The table of goals of issue 4"""
+    result = []
+
+    def rate(what, ours, plain, prototype, goal):
+        value = per_second(ours)
+        result.append(Row(what, thousands(per_second(plain)), prototype,
+                          f'≥ {goal / 1000:g}k/s', thousands(value),
+                          value and value >= goal, None))
+
+    def ratio(what, value, prototype, goal, most=True, plain=None, why=None):
+        met = value and (value <= goal if most else value >= goal)
+        result.append(Row(what, plain, prototype,
+                          f'{"≤" if most else "≥"} {goal:g}×', times(value),
+                          met, why))
+
+    for machine in 'pc', 'q35':
+        for pages, prototype, goal in ((1, '30k', 60000), (10, '26k', 45000),
+                                       (100, '11k', 15000),
+                                       (1000, '1.7k', 2200)):
+            rate(f'TCG bare metal, {machine} 128M, {pages} pages',
+                 r.bare(machine=machine, pages=pages),
+                 r.bare('remap', machine, pages=pages), prototype, goal)
+    for ram in 256, 1024:
+        rate(f'TCG Linux, q35 {ram}M, 10 pages', r.linux(ram=ram),
+             r.linux('remap', ram=ram), '18k', 35000)
+    rate('the same, 256M, virtio-blk, -net, -serial idle',
+         r.linux(virtio=True), r.linux('remap', virtio=True), '0.85k', 20000)
+    for smp, prototype, goal in (2, '1–9k', 15000), (4, '5–7k', 10000):
+        rate(f'TCG Linux, q35 256M, -smp {smp}, 10 pages', r.linux(smp=smp),
+             r.linux('remap', smp=smp), prototype, goal)
+    for machine in 'pc', 'q35':
+        ratio(f'KVM bare metal, {machine} 128M, 10 pages, against plain',
+              kvm_over_plain(r, machine), '4.5×', 6, most=False, plain='1×',
+              why=r.skipped.get('KVM'))
+    for pages in 100, 1000, 10000:
+        ratio(f'RAM phase against memcpy, {pages} pages',
+              ram_over_memcpy(r, pages), '2×', 1.3)
+    ratio('restore of 8G against 128M, pc, 10 pages', large_over_small(r),
+          '4×', 1.2)
+    for what, record in (('bare metal, pc', r.bare()),
+                         ('bare metal, q35', r.bare(machine='q35')),
+                         ('Linux, q35', r.linux())):
+        ratio(f'p99 against median, {what}, 10 pages', tail(record), '1.6–3×',
+              2)
+    ratio('loadvm against a restore, Linux, q35 256M, 10 pages',
+          stock_over_ours(r, 'loadvm'), '2000×', 3000, most=False,
+          plain=times(divide(median(r.linux('loadvm')),
+                             median(r.linux('remap')))))
+    return result
+
+
+def kvm_over_plain(r, machine):
+    return divide(per_second(r.bare('auto', machine, accel='kvm')),
+                  per_second(r.bare('remap', machine, accel='kvm')))
+
+
+def ram_over_memcpy(r, pages):
+    ours = r.bare(pages=pages)
+    return divide(ours and ours['phases_us']['ram'],
+                  median(r.floor('memcpy', pages)))
+
+
+def large_over_small(r):
+    return divide(median(r.bare(ram=8192)), median(r.bare()))
+
+
+def tail(record):
+    return record and divide(record['us']['p99'], record['us']['median'])
+
+
+def stock_over_ours(r, engine):
+    return divide(median(r.linux(engine)), median(r.linux()))
+
+
+def ratios(r):
+    """
+    What scripts/bench --check compares with the reference. Ratios of one run,
+    never times: those are another on each host, and each day.
+    """
+    found = []
+
+    def add(name, value, higher=True):
+        if value:
+            found.append(Ratio(name, value, higher))
+
+    def over(name, ours, other):
+        add(name, divide(per_second(ours), per_second(other)))
+
+    for machine in 'pc', 'q35':
+        for pages in 10, 1000:
+            over(f'rate dirty/plain, {machine} bare, {pages} pages',
+                 r.bare(machine=machine, pages=pages),
+                 r.bare('remap', machine, pages=pages))
+    over('rate dirty/plain, q35 Linux, 10 pages', r.linux(),
+         r.linux('remap'))
+    over('rate virtio/none, q35 Linux', r.linux(virtio=True), r.linux())
+    for smp in 2, 4:
+        over(f'rate smp {smp}/1, q35 Linux', r.linux(smp=smp), r.linux())
+    over('rate 1G/256M, q35 Linux', r.linux(ram=1024), r.linux())
+    for machine in 'pc', 'q35':
+        add(f'rate KVM/plain, {machine} bare', kvm_over_plain(r, machine))
+    for pages in 100, 1000:
+        add(f'RAM phase/memcpy, {pages} pages', ram_over_memcpy(r, pages),
+            False)
+    add('8G/128M, pc bare, 10 pages', large_over_small(r), False)
+    for engine in 'loadvm', 'snapshot-load', 'incoming':
+        add(f'{engine}/ours, q35 Linux', stock_over_ours(r, engine))
+    return found

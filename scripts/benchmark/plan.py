@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a run measures, in which order, and about how long that takes"""
+
+import collections
+
+from measure import Effort, Setup, kvm_missing
+
+# seconds: an estimate, with Linux booting in 6
+Step = collections.namedtuple('Step', 'title seconds run')
+
+EFFORTS = {
+    'quick': Effort(restores=1000, seconds=1.5, rate_seconds=0.5,
+                    stock=30, stock_seconds=4),
+    'full': Effort(restores=2000, seconds=20, rate_seconds=2,
+                   stock=100, stock_seconds=15),
+    'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1,
+                        stock=3, stock_seconds=0),
+}
+
+QUICK_PAGES = 0, 1, 10, 100, 1000
+PAGES = 0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000
+RAM = 64, 128, 256, 512, 1024, 2048, 4096, 8192
+SMP = 1, 2, 4, 8
+
+# Compared with each other, so measured one right after the other
+BARE = Setup('bare', 'pc', 128)
+LINUX = Setup('linux', 'q35', 256)
+
+
+class Plan:
+    """
+    The steps of a run; @skipped says what is left out, and why. No two of the
+    same thing: what several sweeps share is measured once.
+    """
+
+    def __init__(self, bench, mode):
+        self.bench = bench
+        self.steps = []
+        self.skipped = []
+        self.planned = set()
+        self.effort = EFFORTS[mode]
+        {'quick': self.quick, 'full': self.full,
+         'self-test': self.self_test}[mode]()
+
+    def new(self, *what):
+        """Is this planned for the first time?"""
+        if what in self.planned:
+            return False
+        self.planned.add(what)
+        return True
+
+    def add(self, title, seconds, run, *args):
+        self.steps.append(Step(title, seconds, lambda: run(*args)))
+
+    def restores(self, setup, engine, *pages):
+        pages = tuple(n for n in pages if self.new(setup, engine, n))
+        if not pages:
+            return
+        boot = 0.7 if setup.guest == 'bare' else 5 + setup.smp
+        each = 0.2 + self.effort.rate_seconds + 2 * min(
+            self.effort.seconds, self.effort.restores / 1500)
+        if setup.guest == 'linux':
+            self.add(f'{setup}, ram={engine}', boot + each * len(pages),
+                     self.bench.restores, setup, engine, pages)
+            return
+        for n in pages:
+            self.add(f'{setup}, ram={engine}, {n} pages', boot + each,
+                     self.bench.restores, setup, engine, (n,))
+
+    def floors(self, *pages):
+        for n in pages:
+            for engine in 'memcpy', 'fork':
+                self.add(f'{engine}, {n} pages', self.effort.seconds / 2,
+                         self.bench.floor, engine, BARE.ram, (n,))
+
+    def stock(self, setup, pages):
+        self.add(f'{setup}, loadvm and snapshot-load, {pages} pages',
+                 8 + 2.2 * self.effort.stock_seconds,
+                 self.bench.stock, setup, pages)
+        self.add(f'{setup}, a new process with -incoming file:, {pages} pages',
+                 8 + 1.2 * self.effort.stock_seconds,
+                 self.bench.incoming, setup, pages)
+
+    def pages_sweep(self, pages):
+        for n in pages:
+            # Neighbours, as their ratio is a goal
+            self.restores(BARE, 'dirty', n)
+            self.floors(n)
+            self.restores(BARE, 'remap', n)
+
+    def kvm(self, pages):
+        reason = kvm_missing()
+        if reason:
+            self.skipped.append(('KVM', reason))
+            return
+        for machine in 'pc', 'q35':
+            for n in pages:
+                for engine in 'auto', 'remap':
+                    self.restores(Setup('bare', machine, 128, 'kvm'), engine,
+                                  n)
+        for engine in 'auto', 'remap':
+            self.restores(Setup('linux', 'q35', 256, 'kvm'), engine, 10)
+
+    def goals(self):
+        """What the table of goals needs, but for the sweep of pages on pc"""
+        for n in 1, 10, 100, 1000:
+            self.restores(Setup('bare', 'q35', 128), 'dirty', n)
+            if n == 10:
+                self.restores(Setup('bare', 'q35', 128), 'remap', n)
+        self.restores(Setup('bare', 'pc', 8192), 'dirty', 10)
+        self.restores(BARE, 'dirty', 10)
+        self.restores(LINUX, 'dirty', 10)
+        self.restores(LINUX, 'remap', 10)
+        self.stock(LINUX, 10)
+        self.restores(Setup('linux', 'q35', 1024), 'dirty', 10)
+        self.restores(Setup('linux', 'q35', 256, virtio=True), 'dirty', 10)
+        for smp in 2, 4:
+            self.restores(Setup('linux', 'q35', 256, smp=smp), 'dirty', 10)
+
+    def quick(self):
+        self.pages_sweep(QUICK_PAGES)
+        self.goals()
+        self.kvm((10,))
+        self.skipped.append(('sweeps of RAM and vCPUs', 'a quick run'))
+
+    def full(self):
+        self.pages_sweep(PAGES)
+        for ram in RAM:
+            for engine in 'dirty', 'remap':
+                self.restores(Setup('bare', 'pc', ram), engine, 10)
+        for engine in 'dirty', 'remap':
+            self.restores(LINUX, engine, *PAGES)
+        self.goals()
+        self.stock(Setup('linux', 'q35', 1024), 10)
+        for engine in 'dirty', 'remap':
+            for n in 1, 100, 1000:
+                self.restores(Setup('bare', 'q35', 128), engine, n)
+            for smp in SMP:
+                self.restores(Setup('linux', 'q35', 256, smp=smp), engine, 10)
+            for machine in 'pc', 'q35':
+                for virtio in False, True:
+                    self.restores(Setup('linux', machine, 256, virtio=virtio),
+                                  engine, 10)
+        self.kvm((1, 10, 100, 1000))
+
+    def self_test(self):
+        """That each kind of measurement works, not more"""
+        for engine in 'dirty', 'remap':
+            self.restores(BARE, engine, 1, 10)
+        self.floors(1, 10)
+        self.restores(LINUX, 'dirty', 1, 10)
+        self.stock(LINUX, 10)
+        self.skipped.append(('most of it', 'a self-test'))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tables of a run: on the terminal, and for the documentation"""
+
+from goals import Records, rows, thousands
+from machine import PHASES
+from stats import fit_line
+
+# What the engines are called where they are compared
+NAMES = {
+    'dirty': 'snapshot device, ram=dirty',
+    'remap': 'snapshot device, ram=remap',
+    'auto': 'snapshot device, ram=auto',
+    'loadvm': 'loadvm',
+    'snapshot-load': 'snapshot-load (QMP)',
+    'incoming': 'new process, -incoming file:',
+    'memcpy': 'memcpy of the pages',
+    'fork': 'fork of a process, 128M',
+}
+
+
+def number(value):
+    """A time in microseconds, in three digits"""
+    if value is None:
+        return '-'
+    if value >= 99.5:
+        return f'{value:,.0f}'
+    return f'{value:.1f}' if value >= 9.95 else f'{value:.2f}'
+
+
+def table(head, lines, left=1):
+    """Text in columns, the first @left of them aligned to the left"""
+    lines = [[str(cell) for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in [head] + lines)
+              for i in range(len(head))]
+    for line in [head] + lines:
+        yield '  '.join(f'{cell:<{width}}' if i < left else f'{cell:>{width}}'
+                        for i, (cell, width) in enumerate(zip(line, widths))
+                        ).rstrip()
+
+
+def rst_table(head, lines):
+    yield from ('.. list-table::', '   :header-rows: 1', '')
+    for line in [head] + lines:
+        for i, cell in enumerate(line):
+            yield f'   {"*" if i == 0 else " "} - {cell}'
+    yield ''
+
+
+# Each of the following returns a table: its title, head and lines
+
+def goals(r):
+    lines = []
+    for row in rows(r):
+        verdict = {True: 'met', False: 'not met'}.get(
+            row.met, row.why or 'not measured')
+        lines.append([row.what, row.plain or '-', row.prototype, row.goal,
+                      row.measured or '-', verdict])
+    return ('Goals (k: thousand restores a second)',
+            ['', 'plain', 'prototype', 'goal', 'measured', ''], lines)
+
+
+def name_of(record):
+    if record['guest'] is None:
+        return '-'
+    smp = f', -smp {record["smp"]}' if record['smp'] > 1 else ''
+    virtio = ', virtio' if record['virtio'] else ''
+    size = record['ram']
+    size = f'{size}M' if size < 1024 else f'{size >> 10}G'
+    return (f'{record["accel"].upper()}, {record["machine"]} {size}'
+            f'{smp}{virtio}, {record["guest"]}')
+
+
+def methods(r):
+    """One Linux guest, restored in every way"""
+    lines = []
+    for engine in NAMES:
+        record = r.linux(engine) or r.floor(engine, 10)
+        if record:
+            us = record['us']
+            lines.append([NAMES[engine], number(us['median']),
+                          number(us['p99']), number(us['p999']),
+                          record['n'], thousands(record['per_second'])
+                          if record['guest'] else '-'])
+    return ('One restore of a Linux guest, TCG, q35 256M, 10 pages, in µs; '
+            'restores/s with the guest\'s own work',
+            ['', 'median', 'p99', 'p999', 'of', 'restores/s'], lines)
+
+
+def restores(r):
+    """Everything that our engine was measured with"""
+    lines = []
+    for record in r.records:
+        if 'phases_us' not in record:
+            continue
+        us, phases = record['us'], record['phases_us']
+        lines.append([name_of(record), record['engine'], record['pages'],
+                      *(number(us[p]) for p in ('median', 'p99', 'p999')),
+                      *(number(phases[p]) for p in PHASES), record['n'],
+                      thousands(record['per_second']) or '-'])
+    return ('Restores by the snapshot device, in µs; phases are medians',
+            ['', 'ram', 'pages', 'median', 'p99', 'p999', *PHASES, 'of',
+             'per s'], lines)
+
+
+def floors(r):
+    lines = [[NAMES[f['engine']], f['pages'],
+              *(number(f['us'][p]) for p in ('median', 'p99', 'p999')),
+              f['n']]
+             for f in r.all(guest=None)]
+    return ('The least that it can cost, in µs',
+            ['', 'pages', 'median', 'p99', 'p999', 'of'], lines)
+
+
+def fits(r):
+    """The cost model"""
+    lines = []
+    sweeps = {(x['guest'], x['machine'], x['accel'], x['engine'], x['ram'],
+               x['smp'], x['virtio']) for x in r.records}
+    for sweep in sorted(sweeps, key=str):
+        wanted = dict(zip(('guest', 'machine', 'accel', 'engine', 'ram',
+                           'smp', 'virtio'), sweep))
+        records = r.pages(**wanted)
+        what = (name_of(records[0]), NAMES[records[0]['engine']])
+        costs = [('restore', lambda x: x['us']['median'])]
+        if 'phases_us' in records[0]:
+            costs += [('its RAM phase', lambda x: x['phases_us']['ram']),
+                      ('with the guest\'s work',
+                       lambda x: 1e6 / (x['per_second'] or float('inf')))]
+        for part, cost in costs:
+            # From the pages on which there is something to copy
+            points = [(x['pages'], cost(x)) for x in records if x['pages']]
+            line = fit_line(points) if len(points) > 2 else None
+            if line:
+                lines.append([*what, part, number(max(0, line[0])),
+                              f'{line[1]:.3f}', len(points)])
+    return ('Cost = fixed + pages × each, in µs, by least squares of the '
+            'relative errors',
+            ['', '', '', 'fixed', 'each page', 'points'], lines)
+
+
+def host_lines(results):
+    host = results['host']
+    yield (f'{host["qemu"]}, commit {host["commit"]}; {host["cpu"]}, '
+           f'{host["cpus"]} CPUs, Linux {host["kernel"]}')
+    yield (f'{results["mode"]} run of {results["seconds"] / 60:.1f} minutes, '
+           f'{results["date"]}; load average {host["load_before"]} before, '
+           f'{host["load_after"]} after')
+    if max(host['load_before']) > 1:
+        yield 'The host was busy with something else: figures are too high.'
+
+
+def text(results):
+    r = Records(results)
+    for title, head, lines in (restores(r), floors(r), fits(r), methods(r),
+                               goals(r)):
+        yield ''
+        yield title
+        yield ''
+        yield from table(head, lines, left=3 if title[:4] == 'Cost' else 1)
+    yield ''
+    for what, why in results['skipped']:
+        yield f'Not measured: {what}: {why}'
+    for error in results['errors']:
+        yield f'FAILED: {error}'
+    yield from host_lines(results)
+
+
+def rst(results):
+    """A file for documentation to include; so it has no headings"""
+    r = Records(results)
+    yield '..'
+    yield '   SPDX-License-Identifier: GPL-2.0-or-later'
+    yield '   Written by scripts/bench --docs; do not edit.'
+    yield ''
+    for line in host_lines(results):
+        yield line.rstrip('.') + '.'
+    yield ''
+    for title, head, lines in methods(r), goals(r), fits(r):
+        yield f'{title}:'
+        yield ''
+        yield from rst_table(head, lines)
