@@ -64,7 +64,7 @@ set logscale xy
 set format y "%g"
 set xlabel 'pages written to since the save'
 set ylabel 'median, µs'
-set key outside right top
+set key below maxcols 2
 {script}'''
 
 
@@ -113,24 +113,23 @@ def methods(r):
         record = r.linux(engine) or r.floor(engine, 10)
         if record and record['us']['median']:
             bars.append((NAMES[engine], record['us']['median']))
-    bars = [(i, value, quoted(name).replace("'", '"'))
-            for i, (name, value) in enumerate(reversed(bars))]
+    bars.sort(key=lambda bar: -bar[1])
+    bars = [(i, value, f'"{name}"') for i, (name, value) in enumerate(bars)]
     if not any(r.linux(e) for e in NAMES):
         return '', None
     # Bars that lie: a box each, from the axis' lowest value
     return 'One restore of a Linux guest (TCG, q35 256M, 10 pages)', data(
         'd', bars) + f'''
 set logscale x
-set xrange [0.1:*]
+set xrange [0.1:{20 * max(bar[1] for bar in bars)}]
 set yrange [-0.6:{len(bars) - 0.4}]
-set format x "%g"
+set format x "10^{{%L}}"
 set xlabel 'median, µs'
 unset key
 plot $d using (0.1):($1):(0.1):2:($1-0.35):($1+0.35):yticlabels(3) \\
      with boxxyerror fillstyle solid linecolor '{COLOURS[0]}', \\
      $d using ($2*1.15):1:(sprintf($2 < 10 ? '%.1f' : '%.0f', $2)) \\
      with labels left
-set xrange [0.1:GPVAL_DATA_X_MAX]
 '''
 
 
@@ -159,6 +158,7 @@ set style fill solid
 set boxwidth 0.7
 set ylabel 'median, µs'
 set key outside right top invert
+set bmargin 4
 set xrange [-0.6:{len(bars) - 0.4}]
 plot ''' + ', \\\n     '.join(
         f"$d using {i + 2}:xticlabels(1) linecolor '{COLOURS[i]}' "

@@ -18,7 +18,7 @@ def distribution(nanoseconds):
     """
     values = sorted(ns / 1000 for ns in nanoseconds)
     return {
-        'min': values[0],
+        'p10': percentile(values, 0.1),
         'median': percentile(values, 0.5),
         'p99': percentile(values, 0.99) if len(values) >= 100 else None,
         'p999': percentile(values, 0.999) if len(values) >= 1000 else None,
@@ -42,16 +42,14 @@ def fit_line(points):
     return mean_y - each * mean_x, each
 
 
-def rate(dots, each, chunk=0.02):
+def rates(dots, each, chunk=0.02):
     """
     Restores per second, from [(time, dots so far)] with a dot each @each
-    restores: the median over chunks of at least @chunk seconds, so that a
-    moment in which the host did something else does not count. None if there
-    were too few.
+    restores: one for each chunk of at least @chunk seconds, sorted
     """
     rates, begin = [], dots[0] if dots else None
     for time, count in dots[1:]:
         if time - begin[0] >= chunk:
             rates.append((count - begin[1]) * each / (time - begin[0]))
             begin = time, count
-    return median(rates) if rates else None
+    return sorted(rates)
