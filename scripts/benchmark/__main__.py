@@ -2,6 +2,7 @@
 """How long restores take, beside every other way to restore a machine"""
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -24,9 +25,9 @@ from measure import Bench               # noqa: E402
 from plan import EFFORTS, Plan          # noqa: E402
 import plot                             # noqa: E402
 import report                           # noqa: E402
+import selftest                         # noqa: E402
 
-OUT = ROOT / 'build' / 'bench'
-RESULTS = OUT / 'results.json'
+RESULTS = ROOT / 'build' / 'bench' / 'results.json'
 DOCS = ROOT / 'docs' / 'devel' / 'snapshot-bench.rst.inc'
 
 
@@ -145,7 +146,8 @@ def parse_args():
     mode.add_argument('--quick', action='store_const', dest='mode',
                       const='quick', help='what the goals need, in 3 minutes')
     mode.add_argument('--self-test', action='store_const', dest='mode',
-                      const='self-test', help='that it works; in 20 seconds')
+                      const='self-test', help='does it work? speaks TAP, as '
+                      'a test does')
     mode.add_argument('--again', action='store_true',
                       help='measure nothing, take results.json as it is')
     parser.add_argument('--check', action='store_true',
@@ -158,21 +160,23 @@ def parse_args():
                         help='make the ratios of this run the reference')
     parser.add_argument('--docs', action='store_true',
                         help=f'write {DOCS.relative_to(ROOT)}')
-    parser.add_argument('--results', type=Path, default=RESULTS,
-                        metavar='FILE', help='instead of results.json')
+    parser.add_argument('--results', type=Path, metavar='FILE',
+                        help='instead of build/bench/results.json; plots lie '
+                             'beside it')
     parser.add_argument('--qemu', help=argparse.SUPPRESS, default=os.getenv(
         'QEMU', ROOT / 'build' / 'qemu-system-x86_64'))
     parser.add_argument('--linux', help=argparse.SUPPRESS, type=Path,
                         default=ROOT / 'build' / 'linux')
     args = parser.parse_args()
     args.qemu = os.path.abspath(args.qemu)
+    if not args.results:
+        args.results = ROOT / 'build' / 'check' / 'bench' / 'results.json' \
+            if args.mode == 'self-test' else RESULTS
     return args
 
 
-def main():
-    args = parse_args()
-    # So that QEMUs are ended, and files removed
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def run(args):
+    """Returns if all went well"""
     if args.again:
         try:
             results = json.loads(args.results.read_text())
@@ -183,7 +187,7 @@ def main():
     print('\n'.join(report.text(results)))
 
     made = plot.plots(results, args.results.parent)
-    print(f'\nwrote {args.results}\nand, beside it, {", ".join(made)}')
+    print(f'\n{args.results} and, beside it, {", ".join(made)}')
     good = not results['errors']
     if args.docs:
         DOCS.write_text('\n'.join(report.rst(results)))
@@ -191,13 +195,27 @@ def main():
     if args.update_reference:
         check.update(results)
     if args.check or args.spoil is not None:
-        good = check.check(results, args.spoil) and good
-    return 0 if good else 1
+        good = check.check(results, check.load(), args.spoil) and good
+    return good
+
+
+def self_test(args):
+    """What bench says goes to standard error, where a test's log is."""
+    with contextlib.redirect_stdout(sys.stderr):
+        results = measure(args)
+        made = plot.plots(results, args.results.parent)
+        lines = list(selftest.tap(results, made, args.results))
+    print('\n'.join(lines))
+    return not any(line.startswith('not ok') for line in lines)
 
 
 if __name__ == '__main__':
     try:
-        sys.exit(main())
+        arguments = parse_args()
+        # So that QEMUs are ended, and files removed
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        main = self_test if arguments.mode == 'self-test' else run
+        sys.exit(0 if main(arguments) else 1)
     except BenchError as e:
         sys.exit(f'bench: {e}')
     except KeyboardInterrupt:

@@ -14,16 +14,19 @@ REFERENCE = Path(__file__).parent / 'reference.json'
 TOLERANCE = 2
 
 
-def check(results, spoil=None):
-    """
-    Prints a line for each ratio; returns if all is well. @spoil, a name or a
-    part of it, makes these ratios ten times worse: does it fail then?
-    """
+def load():
     try:
-        reference = json.loads(REFERENCE.read_text())
+        return json.loads(REFERENCE.read_text())
     except FileNotFoundError:
         raise BenchError(f'there is no {REFERENCE}: make one with '
                          'scripts/bench --update-reference')
+
+
+def check(results, reference, spoil=None):
+    """
+    Prints a line for each ratio; returns if all is well. @spoil, a part of
+    names, makes these ratios ten times worse: does it fail then?
+    """
     default = reference['tolerance']
     want = dict(reference['ratios'])
     good = True
@@ -45,9 +48,10 @@ def check(results, spoil=None):
         if worse > tolerance:
             verdict = f'FAIL: {worse:.1f} times worse, {tolerance:g} allowed'
             good = False
+        elif worse < 1 / tolerance:
+            verdict = 'ok, much better: time for --update-reference'
         else:
-            verdict = 'ok' if worse > 1 / tolerance else \
-                'ok, better: --update-reference'
+            verdict = 'ok'
         print(f'{ratio.name:44} {known["value"]:10.3g} {value:10.3g}  '
               f'{verdict}')
     for name, known in want.items():
@@ -58,23 +62,26 @@ def check(results, spoil=None):
     return good
 
 
-def update(results):
-    old = {}
-    if REFERENCE.exists():
-        old = json.loads(REFERENCE.read_text())['ratios']
+def make_reference(results, old):
+    """@old: the ratios so far. What somebody chose as tolerance stays."""
     new = {}
     for ratio in ratios(Records(results)):
-        # What somebody chose for this one stays
         new[ratio.name] = {**old.get(ratio.name, {}),
                            'value': float(f'{ratio.value:.3g}')}
-    REFERENCE.write_text(json.dumps({
+    return {
         'SPDX-License-Identifier': 'GPL-2.0-or-later',
         'about': 'Written by scripts/bench --update-reference. A ratio may be '
-                 'so many times worse (tolerance; one of its own, if it has '
-                 'one) before scripts/bench --check fails.',
+                 'so many times worse (tolerance; its own, if it has one) '
+                 'before scripts/bench --check fails.',
         'commit': results['host']['commit'],
         'mode': results['mode'],
         'tolerance': TOLERANCE,
         'ratios': new,
-    }, indent=4) + '\n')
+    }
+
+
+def update(results):
+    old = load()['ratios'] if REFERENCE.exists() else {}
+    REFERENCE.write_text(json.dumps(make_reference(results, old),
+                                    indent=4) + '\n')
     print(f'wrote {REFERENCE}')

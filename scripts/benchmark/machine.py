@@ -246,8 +246,8 @@ def parse_totals(lines):
 
 def parse_restores(lines):
     """
-    A Restore for each vm_snapshot_restore, which comes behind vm_snapshot_load.
-    The latter is traced twice where the first load found that it needs a reset.
+    A Restore for each event vm_snapshot_restore. vm_snapshot_load comes before
+    that, and twice where the first load found that it needs a reset.
     """
     restores, loads = [], []
     for line in lines:

@@ -47,6 +47,7 @@ class Effort:
     rate_seconds: float
     stock: int          # the same for what takes 100 ms
     stock_seconds: float
+    floor_seconds: float
 
 
 class Bench:
@@ -140,8 +141,8 @@ class Bench:
         totals = parse_totals(m.trace_lines(effort.restores, effort.seconds))
         # ... and the inner one, which takes time itself, for the parts
         m.trace('vm_snapshot_restore', 'vm_snapshot_load')
-        restores = parse_restores(m.trace_lines(2 * effort.restores,
-                                                effort.seconds))
+        restores = parse_restores(m.trace_lines(
+            2 * min(effort.restores, 500), effort.seconds))
         m.trace()
         if not totals or not restores:
             m.fail('trace events are not as expected')
@@ -249,7 +250,8 @@ class Bench:
         for pages in pages_list:
             out = subprocess.run(
                 [self.floor_program, engine, str(pages), str(ram),
-                 str(10 * self.effort.restores), str(self.effort.seconds / 2)],
+                 str(10 * self.effort.restores),
+                 str(self.effort.floor_seconds)],
                 check=True, text=True, stdout=subprocess.PIPE).stdout
             times = list(map(int, out.split()))
             us = stats.distribution(times)

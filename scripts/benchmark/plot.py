@@ -75,7 +75,7 @@ def ram(r):
                 r.all(engine=engine, guest='bare', machine='pc', accel='tcg',
                       smp=1, virtio=False, pages=10)))
         for engine in ('dirty', 'remap')])
-    return 'Cost of a restore by size of RAM (TCG, pc, bare metal, 10 pages)', \
+    return 'Cost of a restore by size of RAM (TCG, pc, bare, 10 pages)', \
         script and f'''
 set logscale xy 2
 set logscale y 10

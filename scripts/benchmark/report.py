@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tables of a run: on the terminal, and for the documentation"""
 
+import textwrap
+
 from goals import Records, rows, thousands
 from machine import PHASES
 from stats import fit_line
@@ -42,7 +44,7 @@ def rst_table(head, lines):
     yield from ('.. list-table::', '   :header-rows: 1', '')
     for line in [head] + lines:
         for i, cell in enumerate(line):
-            yield f'   {"*" if i == 0 else " "} - {cell}'
+            yield f'   {"*" if i == 0 else " "} - {cell}'.rstrip()
     yield ''
 
 
@@ -86,11 +88,11 @@ def methods(r):
             ['', 'median', 'p99', 'p999', 'of', 'restores/s'], lines)
 
 
-def restores(r):
-    """Everything that our engine was measured with"""
+def restores(r, pages=None):
+    """All that our engine was measured with, or with that many pages"""
     lines = []
     for record in r.records:
-        if 'phases_us' not in record:
+        if 'phases_us' not in record or pages not in (None, record['pages']):
             continue
         us, phases = record['us'], record['phases_us']
         lines.append([name_of(record), record['engine'], record['pages'],
@@ -140,13 +142,16 @@ def fits(r):
 
 def host_lines(results):
     host = results['host']
+    before, after = (', '.join(map(str, host[name]))
+                     for name in ('load_before', 'load_after'))
     yield (f'{host["qemu"]}, commit {host["commit"]}; {host["cpu"]}, '
-           f'{host["cpus"]} CPUs, Linux {host["kernel"]}')
-    yield (f'{results["mode"]} run of {results["seconds"] / 60:.1f} minutes, '
-           f'{results["date"]}; load average {host["load_before"]} before, '
-           f'{host["load_after"]} after')
-    if max(host['load_before']) > 1:
-        yield 'The host was busy with something else: figures are too high.'
+           f'{host["cpus"]} CPUs, Linux {host["kernel"]}.')
+    yield (f'{results["mode"].capitalize()} run of '
+           f'{results["seconds"] / 60:.1f} minutes, {results["date"]}; load '
+           f'average before: {before}, after: {after}.')
+    if host['load_before'][0] > 1:
+        yield ('The host was busy with something else: times are too long, '
+               'rates too low.')
 
 
 def text(results):
@@ -172,10 +177,9 @@ def rst(results):
     yield '   SPDX-License-Identifier: GPL-2.0-or-later'
     yield '   Written by scripts/bench --docs; do not edit.'
     yield ''
-    for line in host_lines(results):
-        yield line.rstrip('.') + '.'
+    yield from textwrap.wrap(' '.join(host_lines(results)), 79)
     yield ''
-    for title, head, lines in methods(r), goals(r), fits(r):
-        yield f'{title}:'
+    for title, head, lines in methods(r), restores(r, 10), fits(r):
+        yield from textwrap.wrap(f'{title}:', 79)
         yield ''
         yield from rst_table(head, lines)
