@@ -177,6 +177,8 @@ def parse_args():
 
 def run(args):
     """Returns if all went well"""
+    if args.check:
+        check.load()    # say now that there is none, not after the run
     if args.again:
         try:
             results = json.loads(args.results.read_text())

@@ -213,8 +213,7 @@ class Machine:
         """Some @count lines of events, or those of so many @seconds"""
         end = time.monotonic() + seconds
         lines = []
-        with self.trace_log.open() if self.trace_log.exists() \
-                else self._wait_trace_log() as f:
+        with self._open_trace_log() as f:
             f.seek(self.trace_at)
             part = ''
             # One at least, however long it takes
@@ -231,7 +230,8 @@ class Machine:
         # The first may have begun before the event was enabled
         return lines[1:] if len(lines) > 1 else lines
 
-    def _wait_trace_log(self):
+    def _open_trace_log(self):
+        # QEMU makes it for its first line
         while not self.trace_log.exists():
             if self.process.poll() is not None:
                 self.fail('QEMU ended')

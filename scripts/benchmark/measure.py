@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What is measured, and how: each function does one thing in one process and
-returns records, dictionaries that say what was measured and the result.
+What is measured, and how: each of Bench's functions measures one thing and
+returns records. A record is a dictionary that says
+
+    what was restored   guest, machine, ram (MiB), accel, smp, virtio: a Setup
+    in which way        engine: dirty, remap, auto (the snapshot device with
+                        ram=...), loadvm, snapshot-load, incoming, memcpy, fork
+    after what          pages: written to by the guest since the save
+    how long it took    us: median, p10, p99, p999, of n restores
+                        phases_us: medians of their parts
+                        per_second: restores, with what the guest does between
+    and more            save_us; resets: the part of them that needed a reset
 """
 
 import dataclasses
@@ -95,7 +104,7 @@ class Bench:
         device = ['-device', f'snapshot,ram={engine}']
         if setup.guest == 'bare':
             for pages in pages_list:
-                mark = self._mark(engine, pages)
+                mark = self._mark(setup, engine, pages)
                 with self._machine(setup, *device, '-append',
                                    f'case=bench pages={pages} mark={mark}'
                                    ) as m:
@@ -107,7 +116,7 @@ class Bench:
             m.wait_console('bench: ready')
             time.sleep(0.2)     # for the guest to have come to its read()
             for again, pages in enumerate(pages_list):
-                mark = self._mark(engine, pages)
+                mark = self._mark(setup, engine, pages)
                 if again:
                     m.qmp('x-snapshot-device-restore', slot=1)
                 elif len(pages_list) > 1:
@@ -115,11 +124,16 @@ class Bench:
                 m.type(f'restore {pages} {mark}')
                 records.append(setup.record(
                     engine, pages, **self._restores(m, mark)))
+            saves = self._repeat(lambda: m.qmp('x-snapshot-device-save',
+                                               slot=2), 3)
+            records[-1]['save_us'] = stats.distribution(saves)['median']
         return records
 
     @staticmethod
-    def _mark(engine, pages):
-        return (10 if engine == 'remap' else 100) // (10 if pages > 100 else 1)
+    def _mark(setup, engine, pages):
+        """Restores for a dot: some hundred dots a second"""
+        slow = engine == 'remap' or setup.virtio
+        return (10 if slow else 100) // (10 if pages > 100 else 1)
 
     def _restores(self, m, mark):
         effort = self.effort
@@ -176,15 +190,15 @@ class Bench:
                            'driver=qcow2,node-name=vmstate,file.driver=file,'
                            f'file.filename={file}') as m:
             self._touch(m, pages)
-            m.hmp('savevm one')
+            savevm = self._repeat(lambda: m.hmp('savevm one'), 3)
             loadvm = self._repeat(lambda: m.hmp('loadvm one'))
             m.hmp('delvm one')
 
-            self._job(m, 'snapshot-save')
+            save = self._repeat(lambda: self._job(m, 'snapshot-save'), 1)
             load = self._repeat(lambda: self._job(m, 'snapshot-load'))
         file.unlink()
-        return [self._stock_record(setup, 'loadvm', pages, loadvm),
-                self._stock_record(setup, 'snapshot-load', pages, load)]
+        return [self._stock_record(setup, 'loadvm', pages, savevm, loadvm),
+                self._stock_record(setup, 'snapshot-load', pages, save, load)]
 
     @staticmethod
     def _job(m, command):
@@ -202,9 +216,11 @@ class Bench:
         mapped = ['-global', 'migration.mapped-ram=on']
         with self._machine(setup, *mapped) as m:
             self._touch(m, pages)
+            start = time.monotonic()
             m.qmp('migrate', uri=f'file:{file}')
             while m.qmp('query-migrate').get('status') != 'completed':
-                time.sleep(0.05)
+                time.sleep(0.01)
+            saves = [(time.monotonic() - start) * 1e9]
 
         def once():
             with self._machine(setup, *mapped, '-incoming',
@@ -215,7 +231,7 @@ class Bench:
 
         times = self._repeat(once)
         file.unlink()
-        return [self._stock_record(setup, 'incoming', pages, times)]
+        return [self._stock_record(setup, 'incoming', pages, saves, times)]
 
     @staticmethod
     def _touch(m, pages):
@@ -223,24 +239,27 @@ class Bench:
         m.type(f'touch {pages}')
         m.wait_dots(1)
 
-    def _repeat(self, once):
+    def _repeat(self, once, count=None):
         """Nanoseconds of each; @once may say itself how long it took."""
         times = []
         end = time.monotonic() + self.effort.stock_seconds
-        while len(times) < self.effort.stock and \
+        while len(times) < (count or self.effort.stock) and \
                 (time.monotonic() < end or len(times) < 3):
             start = time.monotonic()
-            took = once() or time.monotonic() - start
+            took = once()
+            if not isinstance(took, float):
+                took = time.monotonic() - start
             times.append(took * 1e9)
             # For the guest to write to its pages again
             time.sleep(0.005)
         return times
 
     @staticmethod
-    def _stock_record(setup, engine, pages, times):
+    def _stock_record(setup, engine, pages, saves, times):
         us = stats.distribution(times)
         return setup.record(engine, pages, n=len(times),
-                            per_second=1e6 / us['median'], us=us)
+                            per_second=1e6 / us['median'], us=us,
+                            save_us=stats.distribution(saves)['median'])
 
     # The least that it can cost
 

@@ -8,7 +8,8 @@ from machine import BenchError, PHASES
 from report import NAMES
 
 # Colours that people with colour-blindness can tell apart (Okabe, Ito)
-COLOURS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'
+COLOURS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', \
+    '#000000', '#999999'
 
 COMMON = '''
 set grid linecolor '#dddddd' linetype 1
@@ -37,7 +38,7 @@ def curves(series):
     for i, (title, points) in enumerate(series):
         blocks += data(f'd{i}', points)
         parts.append(f"$d{i} with linespoints linewidth 2 pointtype 7 "
-                     f"pointsize 0.6 linecolor '{COLOURS[i % 6]}' "
+                     f"pointsize 0.6 linecolor '{COLOURS[i % 8]}' "
                      f"title {quoted(title)}")
     return blocks + 'plot ' + ', \\\n     '.join(parts) + '\n'
 
@@ -46,25 +47,27 @@ def curves(series):
 # None where the run did not measure it
 
 def pages(r):
-    def sweep(guest, machine, ram, engine):
+    def sweep(engine, guest=None, machine=None, ram=128, accel=None):
         return [(x['pages'], x['us']['median']) for x in
                 r.pages(engine=engine, guest=guest, machine=machine, ram=ram,
-                        accel='tcg' if guest else None, smp=1, virtio=False)
+                        accel=accel, smp=1, virtio=False)
                 if x['pages'] and x['us']['median']]
 
     script = curves(
-        [(f'{where}, {NAMES[engine]}', sweep(guest, machine, ram, engine))
-         for where, guest, machine, ram in (('bare', 'bare', 'pc', 128),
-                                            ('Linux', 'linux', 'q35', 256))
+        [(f'TCG bare, ram={engine}', sweep(engine, 'bare', 'pc', 128, 'tcg'))
          for engine in ('dirty', 'remap')] +
-        [(NAMES[engine], sweep(None, None, 128, engine))
-         for engine in ('memcpy', 'fork')])
-    return 'Cost of a restore by pages written to (TCG)', script and f'''
+        [(f'TCG Linux, ram={engine}',
+          sweep(engine, 'linux', 'q35', 256, 'tcg'))
+         for engine in ('dirty', 'remap')] +
+        [(NAMES[engine], sweep(engine)) for engine in ('memcpy', 'fork')] +
+        [(f'KVM bare, ram={engine}', sweep(engine, 'bare', 'pc', 128, 'kvm'))
+         for engine in ('auto', 'remap')])
+    return 'Cost of a restore by pages written to', script and f'''
 set logscale xy
 set format y "%g"
 set xlabel 'pages written to since the save'
 set ylabel 'median, µs'
-set key below maxcols 2
+set key below maxcols 3
 {script}'''
 
 
