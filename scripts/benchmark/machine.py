@@ -140,8 +140,11 @@ class Machine:
 
     def try_qmp(self, command, timeout=120, **arguments):
         """The whole answer, be it an error"""
-        self.monitor.sendall(json.dumps(
-            {'execute': command, 'arguments': arguments}).encode())
+        try:
+            self.monitor.sendall(json.dumps(
+                {'execute': command, 'arguments': arguments}).encode())
+        except OSError:
+            self.fail(f'QEMU ended before {command}')
         while message := self._next_message(timeout):
             if 'return' in message or 'error' in message:
                 return message
@@ -193,8 +196,10 @@ class Machine:
     def wait_dots(self, count, timeout=240):
         end = time.monotonic() + timeout
         while not self.dots or self.dots[-1][1] < count:
-            if self.process.poll() is not None:
-                self.fail('QEMU ended')
+            # The bare-metal guest says FAIL and halts, Linux powers off
+            if self.process.poll() is not None or \
+                    'FAIL' in self.console_text:
+                self.fail('the guest gave up')
             if time.monotonic() > end:
                 self.fail('the guest does not restore')
             time.sleep(0.005)
