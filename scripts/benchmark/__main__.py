@@ -79,11 +79,14 @@ def say_record(record):
     us = record['us']
     per_second = report.thousands(record['per_second'])
     return (f'{report.number(us["median"])} us' +
-            (f', {per_second}/s' if 'phases_us' in record else ''))
+            (f', {per_second or "?"}/s' if 'phases_us' in record else ''))
 
 
 def run_steps(steps):
-    """The records and the errors; a step that fails does not end the rest."""
+    """
+    The records and the errors. A step that fails does not end the rest, and
+    Ctrl-C leaves what was measured so far.
+    """
     records, errors = [], []
     start = time.monotonic()
     estimated, total = 0, sum(step.seconds for step in steps)
@@ -102,6 +105,13 @@ def run_steps(steps):
         except (BenchError, subprocess.CalledProcessError) as e:
             errors.append(f'{step.title}: {e}')
             print(f'FAILED: {e}', flush=True)
+        except KeyboardInterrupt:
+            if not records:
+                raise
+            errors.append(f'interrupted; of {len(steps)} measurements, '
+                          f'{i - 1} were made')
+            print('interrupted')
+            break
         estimated += step.seconds
     return records, errors
 
