@@ -593,6 +593,15 @@ static void dirty_release(RAMSnapshot *snap)
     set_current(ds, NULL);
 }
 
+static const uint8_t *dirty_page(const RAMSnapshot *snap, const SavedBlock *b,
+                                 ram_addr_t offset)
+{
+    const DirtyStore *ds = container_of(snap->store, DirtyStore, parent);
+    const ImageNode *node = container_of(snap, DirtySnapshot, parent)->node;
+
+    return image_page(ds, node->table, (b->offset + offset) >> ds->page_bits);
+}
+
 const RAMSnapshotOps ram_snapshot_dirty_ops = {
     .mode = SNAPSHOT_DEVICE_RAM_DIRTY,
     .store_size = sizeof(DirtyStore),
@@ -603,4 +612,5 @@ const RAMSnapshotOps ram_snapshot_dirty_ops = {
     .prepare = dirty_prepare,
     .restore = dirty_restore,
     .release = dirty_release,
+    .page = dirty_page,
 };

@@ -33,6 +33,9 @@ typedef struct RAMSnapshotOps {
     void (*cancel)(RAMSnapshot *snap);                  /* optional */
     bool (*restore)(RAMSnapshot *snap, uint64_t *pages, Error **errp);
     void (*release)(RAMSnapshot *snap);
+    /* The image's copy of the target page at @offset of a block. */
+    const uint8_t *(*page)(const RAMSnapshot *snap, const SavedBlock *b,
+                           ram_addr_t offset);
 } RAMSnapshotOps;
 
 struct RAMSnapshotStore {

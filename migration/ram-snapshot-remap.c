@@ -329,6 +329,12 @@ static void remap_release(RAMSnapshot *snap)
     g_free(rs->prepared);
 }
 
+static const uint8_t *remap_page(const RAMSnapshot *snap, const SavedBlock *b,
+                                 ram_addr_t offset)
+{
+    return container_of(snap, RemapSnapshot, parent)->image + b->pos + offset;
+}
+
 const RAMSnapshotOps ram_snapshot_remap_ops = {
     .mode = SNAPSHOT_DEVICE_RAM_REMAP,
     .store_size = sizeof(RemapStore),
@@ -340,4 +346,5 @@ const RAMSnapshotOps ram_snapshot_remap_ops = {
     .cancel = remap_cancel,
     .restore = remap_restore,
     .release = remap_release,
+    .page = remap_page,
 };

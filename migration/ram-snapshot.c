@@ -13,6 +13,7 @@
 #include "qapi/error.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
+#include "exec/target_page.h"
 #include "hw/virtio/vhost.h"
 #include "system/system.h"
 #include "system/tcg.h"
@@ -267,6 +268,31 @@ void ram_snapshot_cancel(RAMSnapshot *snap)
 bool ram_snapshot_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
     return snap->store->ops->restore(snap, pages, errp);
+}
+
+void ram_snapshot_verify(const RAMSnapshot *snap, RAMDifferenceFn *fn,
+                         void *opaque)
+{
+    const size_t size = qemu_target_page_size();
+    unsigned i;
+
+    for (i = 0; i < snap->blocks->len; i++) {
+        const SavedBlock *b = saved_block(snap, i);
+        ram_addr_t off;
+
+        for (off = 0; off < b->length; off += size) {
+            const uint8_t *is = b->host + off;
+            const uint8_t *was = snap->store->ops->page(snap, b, off);
+            size_t byte = 0;
+
+            if (memcmp(is, was, size)) {
+                while (is[byte] == was[byte]) {
+                    byte++;
+                }
+                fn(b->idstr, off, byte, opaque);
+            }
+        }
+    }
 }
 
 uint64_t ram_snapshot_size(const RAMSnapshot *snap)

@@ -9,6 +9,7 @@
 #ifndef MIGRATION_RAM_SNAPSHOT_H
 #define MIGRATION_RAM_SNAPSHOT_H
 
+#include "exec/cpu-common.h"
 #include "qapi/qapi-types-migration.h"
 
 /** RAMSnapshotStore: where images are kept, one file for all of them */
@@ -82,6 +83,22 @@ void ram_snapshot_cancel(RAMSnapshot *snap);
  * Returns: false with @errp set if RAM is left in an undefined state
  */
 bool ram_snapshot_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp);
+
+/**
+ * RAMDifferenceFn: called for each page that differs
+ * @offset: of the page in its block, in bytes
+ * @byte: the first that differs in the page
+ */
+typedef void RAMDifferenceFn(const char *block, ram_addr_t offset,
+                             size_t byte, void *opaque);
+
+/**
+ * ram_snapshot_verify: find the pages of RAM that are not as in the image
+ *
+ * ram_snapshot_matches() holds.  All of RAM is read.
+ */
+void ram_snapshot_verify(const RAMSnapshot *snap, RAMDifferenceFn *fn,
+                         void *opaque);
 
 /** ram_snapshot_size: bytes of RAM in the image, zeroes counted too */
 uint64_t ram_snapshot_size(const RAMSnapshot *snap);

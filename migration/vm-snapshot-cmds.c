@@ -48,6 +48,14 @@ void qmp_x_snapshot_device_discard(uint32_t slot, Error **errp)
     run(VM_SNAPSHOT_DISCARD, slot, errp);
 }
 
+SnapshotDeviceMismatches *qmp_x_snapshot_device_verify(uint32_t slot,
+                                                      Error **errp)
+{
+    VMSnapshot *s = find_engine(errp);
+
+    return s ? vm_snapshot_verify(s, slot, errp) : NULL;
+}
+
 SnapshotDeviceInfo *qmp_x_query_snapshot_device(Error **errp)
 {
     VMSnapshot *s = find_engine(errp);
@@ -55,14 +63,24 @@ SnapshotDeviceInfo *qmp_x_query_snapshot_device(Error **errp)
     return s ? vm_snapshot_query(s) : NULL;
 }
 
+static bool hmp_slot(const QDict *qdict, uint32_t *slot, Error **errp)
+{
+    int64_t n = qdict_get_try_int(qdict, "slot", 0);
+
+    *slot = n;
+    if (*slot != n) {
+        error_setg(errp, "There is no slot %" PRId64, n);
+        return false;
+    }
+    return true;
+}
+
 static void hmp_run(Monitor *mon, const QDict *qdict, VMSnapshotOp op)
 {
-    int64_t slot = qdict_get_try_int(qdict, "slot", 0);
     Error *err = NULL;
+    uint32_t slot;
 
-    if (slot < 0 || slot > UINT32_MAX) {
-        error_setg(&err, "There is no slot %" PRId64, slot);
-    } else {
+    if (hmp_slot(qdict, &slot, &err)) {
         run(op, slot, &err);
     }
     hmp_handle_error(mon, err);
@@ -81,6 +99,42 @@ void hmp_x_snapshot_device_restore(Monitor *mon, const QDict *qdict)
 void hmp_x_snapshot_device_discard(Monitor *mon, const QDict *qdict)
 {
     hmp_run(mon, qdict, VM_SNAPSHOT_DISCARD);
+}
+
+static void print_mismatches(Monitor *mon, const SnapshotDeviceMismatches *m)
+{
+    const SnapshotDevicePageList *p;
+    const SnapshotDeviceFieldList *f;
+
+    monitor_printf(mon, "pages that differ: %" PRIu64 ", fields that differ: %"
+                   PRIu64 "\n", m->pages, m->fields);
+    for (p = m->ram; p; p = p->next) {
+        monitor_printf(mon, "  %s: page 0x%" PRIx64 ", byte 0x%x, %" PRIu64
+                       " times\n", p->value->block, p->value->offset,
+                       p->value->byte, p->value->count);
+    }
+    for (f = m->devices; f; f = f->next) {
+        const SnapshotDeviceField *field = f->value;
+
+        monitor_printf(mon, "  %s, %u: %s, byte 0x%" PRIx64 ": saved %s, found "
+                       "%s, %" PRIu64 " times\n", field->section,
+                       field->instance, field->field ?: "all", field->offset,
+                       field->saved, field->found, field->count);
+    }
+}
+
+void hmp_x_snapshot_device_verify(Monitor *mon, const QDict *qdict)
+{
+    g_autoptr(SnapshotDeviceMismatches) m = NULL;
+    Error *err = NULL;
+    uint32_t slot;
+
+    if (hmp_slot(qdict, &slot, &err)) {
+        m = qmp_x_snapshot_device_verify(slot, &err);
+    }
+    if (!hmp_handle_error(mon, err)) {
+        print_mismatches(mon, m);
+    }
 }
 
 void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
@@ -105,5 +159,11 @@ void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
                        PRIu64 " ns, p50: %" PRIu64 " ns, p99: %" PRIu64
                        " ns\n", info->restores, info->last_pages,
                        info->last_ns, info->p50_ns, info->p99_ns);
+    }
+    if (info->verify) {
+        monitor_printf(mon, "verified: %" PRIu64 " restores, every %u, %" PRIu64
+                       " with mismatches\n", info->verified, info->verify,
+                       info->mismatched);
+        print_mismatches(mon, info->mismatches);
     }
 }

@@ -12,8 +12,11 @@
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qapi/error.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/qapi-events-migration.h"
 #include "qapi/qapi-events-run-state.h"
 #include "qapi/qapi-types-migration.h"
+#include "qapi/qapi-visit-migration.h"
 #include "block/block.h"
 #include "hw/core/cpu.h"
 #include "migration/global_state.h"
@@ -30,6 +33,7 @@
 #include "ram-snapshot.h"
 #include "savevm.h"
 #include "trace.h"
+#include "vm-snapshot-verify.h"
 
 /* Restores that the percentiles of x-query-snapshot-device are taken over. */
 #define RESTORE_TIMES 1024
@@ -62,6 +66,10 @@ struct VMSnapshot {
     uint64_t restores;
     uint64_t last_pages;
     uint64_t times[RESTORE_TIMES];      /* ns; a ring, by @restores */
+
+    uint64_t verified;          /* restores */
+    uint64_t mismatched;        /* of them */
+    SnapshotDeviceMismatches *mismatches;       /* sums */
 };
 
 static bool vm_snapshot_not_now(Error **errp)
@@ -237,6 +245,23 @@ static bool vm_snapshot_is_incremental(const VMSnapshot *s,
         qemu_device_state_in_place(slot->devices);
 }
 
+/* Has all been put back?  The guest cannot see the answer. */
+static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
+{
+    const VMSnapshotSlot *slot = &s->slots[n];
+    g_autoptr(SnapshotDeviceMismatches) m = NULL;
+
+    if (!s->config.verify || (s->restores + 1) % s->config.verify) {
+        return;
+    }
+    m = vm_snapshot_compare(slot->ram, slot->devices, s->mismatches);
+    s->verified++;
+    if (m->pages || m->fields) {
+        s->mismatched++;
+        qapi_event_send_snapshot_device_mismatch(n, m);
+    }
+}
+
 /*
  * Put back what changed.  Returns: false if that was not enough, and a reset
  * and everything has to follow.
@@ -256,6 +281,9 @@ static bool vm_snapshot_load_changed(VMSnapshot *s, unsigned n)
     s->last_pages += pages;
     trace_vm_snapshot_load(n, pages, t_devices - t_ram, false,
                            get_clock() - t_devices);
+    if (ok) {
+        vm_snapshot_loaded(s, n);
+    }
     return ok;
 }
 
@@ -286,6 +314,7 @@ static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
     }
     trace_vm_snapshot_load(n, pages, t_devices - t_ram, true,
                            get_clock() - t_devices);
+    vm_snapshot_loaded(s, n);
     return true;
 }
 
@@ -570,6 +599,43 @@ int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
     return vm_snapshot_do(s, op, slot, since, errp);
 }
 
+SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned n,
+                                             Error **errp)
+{
+    const VMSnapshotSlot *slot = &s->slots[n];
+    SnapshotDeviceMismatches *m = NULL;
+    RunState was;
+
+    if (s->in_progress) {
+        error_setg(errp, "A command of the guest's is being carried out");
+        return NULL;
+    }
+    if (s->requested) {
+        vm_snapshot_bh(s);
+    }
+    if (n >= s->config.slots) {
+        error_setg(errp, "There is no slot %u: the device has %u", n,
+                   s->config.slots);
+        return NULL;
+    }
+    if (!slot->ram) {
+        error_setg(errp, "There is no snapshot in slot %u", n);
+        return NULL;
+    }
+    if (vm_snapshot_not_now(errp)) {
+        return NULL;
+    }
+    s->in_progress = true;
+    was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
+    if (ram_snapshot_matches(slot->ram, errp) &&
+        qemu_device_state_matches(slot->devices, errp)) {
+        m = vm_snapshot_compare(slot->ram, slot->devices, NULL);
+    }
+    vm_snapshot_resume(was);
+    s->in_progress = false;
+    return m;
+}
+
 uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot)
 {
     return slot < s->config.slots ? s->slots[slot].restores : 0;
@@ -625,6 +691,10 @@ SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s)
         item->restores = slot->restores;
         QAPI_LIST_APPEND(tail, item);
     }
+    info->verify = s->config.verify;
+    info->verified = s->verified;
+    info->mismatched = s->mismatched;
+    info->mismatches = QAPI_CLONE(SnapshotDeviceMismatches, s->mismatches);
     if (n) {
         g_autofree uint64_t *sorted = g_memdup2(s->times, n * sizeof(*sorted));
 
@@ -675,6 +745,7 @@ static void vm_snapshot_init(Object *obj)
      * a reset, must not run it.
      */
     s->bh = aio_bh_new(iohandler_get_aio_context(), vm_snapshot_bh, s);
+    s->mismatches = g_new0(SnapshotDeviceMismatches, 1);
 }
 
 static void vm_snapshot_finalize(Object *obj)
@@ -689,6 +760,7 @@ static void vm_snapshot_finalize(Object *obj)
     g_free(s->slots);
     ram_snapshot_store_free(s->store);
     g_free(s->last_refusal);
+    qapi_free_SnapshotDeviceMismatches(s->mismatches);
 }
 
 static const TypeInfo vm_snapshot_types[] = {

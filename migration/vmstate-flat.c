@@ -204,47 +204,29 @@ static void add_element(VMStateFlat *flat, void *ptr, size_t size,
     }
 }
 
-/* @length is that of the counter that the flags of a field name, if any. */
-static int count_elements(const VMStateField *field, void *opaque,
-                          unsigned *length)
+/* Of the number of elements that a device has in a field of its own. */
+static unsigned counter_length(const VMStateField *field)
 {
-    void *ptr = opaque + field->num_offset;
-    int n = 1;
-
-    *length = 0;
-    if (field->flags & VMS_ARRAY) {
-        n = field->num;
-    } else if (field->flags & VMS_VARRAY_INT32) {
-        *length = 4;
-        n = *(int32_t *)ptr;
-    } else if (field->flags & VMS_VARRAY_UINT32) {
-        *length = 4;
-        n = *(uint32_t *)ptr;
-    } else if (field->flags & VMS_VARRAY_UINT16) {
-        *length = 2;
-        n = *(uint16_t *)ptr;
-    } else if (field->flags & VMS_VARRAY_UINT8) {
-        *length = 1;
-        n = *(uint8_t *)ptr;
+    if (field->flags & (VMS_VARRAY_INT32 | VMS_VARRAY_UINT32)) {
+        return 4;
     }
-    return field->flags & VMS_MULTIPLY_ELEMENTS ? n * field->num : n;
+    if (field->flags & VMS_VARRAY_UINT16) {
+        return 2;
+    }
+    return field->flags & VMS_VARRAY_UINT8 ? 1 : 0;
 }
 
 static void add_field(VMStateFlat *flat, const VMStateField *field,
                       void *opaque)
 {
     void *first = opaque + field->offset;
-    unsigned counter_length;
-    int i, n = count_elements(field, opaque, &counter_length);
-    int size = field->size;
+    int i, n = vmstate_n_elems(opaque, field);
+    int size = vmstate_size(opaque, field);
 
-    add_memory(flat, STEP_SAME, opaque + field->num_offset, counter_length);
+    add_memory(flat, STEP_SAME, opaque + field->num_offset,
+               counter_length(field));
     if (field->flags & VMS_VBUFFER) {
         add_memory(flat, STEP_SAME, opaque + field->size_offset, 4);
-        size = *(int32_t *)(opaque + field->size_offset);
-        if (field->flags & VMS_MULTIPLY) {
-            size *= field->size;
-        }
     }
     if (field->flags & VMS_POINTER) {
         add_memory(flat, STEP_SAME, first, sizeof(void *));
@@ -288,12 +270,11 @@ static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
         add_hook(flat, STEP_PRE_LOAD, opaque, vmsd, version_id);
     }
     for (field = vmsd->fields; field->name; field++) {
-        bool exists = field->version_id <= version_id;
+        bool exists = vmstate_field_exists(vmsd, field, opaque, version_id);
 
         if (field->field_exists) {
             Step *step = add_step(flat, STEP_EXISTS, opaque);
 
-            exists = field->field_exists(opaque, version_id);
             step->field = field;
             step->expected = exists;
             /* The version goes where other steps have their data. */

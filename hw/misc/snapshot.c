@@ -8,6 +8,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/cutils.h"
 #include "qemu/log.h"
 #include "qemu/module.h"
 #include "qapi/error.h"
@@ -32,6 +33,7 @@ struct SnapshotState {
     uint32_t slots;
     char *ram;
     char *file;
+    char *verify;
     bool allow_writable_disks;
 
     /* registers */
@@ -216,6 +218,23 @@ static void snapshot_reset_hold(Object *obj, ResetType type)
     s->argument = 0;
 }
 
+/* off, on or a number */
+static bool snapshot_parse_verify(const char *text, uint32_t *every,
+                                  Error **errp)
+{
+    bool on;
+
+    if (!text || !qemu_strtoui(text, NULL, 10, every)) {
+        return true;
+    }
+    if (!qapi_bool_parse("verify", text, &on, NULL)) {
+        error_setg(errp, "verify=%s is neither on, off nor a number", text);
+        return false;
+    }
+    *every = on;
+    return true;
+}
+
 static void snapshot_realize(PCIDevice *pdev, Error **errp)
 {
     SnapshotState *s = SNAPSHOT(pdev);
@@ -236,6 +255,9 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
             return;
         }
         config.ram = ram;
+    }
+    if (!snapshot_parse_verify(s->verify, &config.verify, errp)) {
+        return;
     }
     s->engine = vm_snapshot_new(OBJECT(s), &config, errp);
     if (!s->engine) {
@@ -293,6 +315,7 @@ static const Property snapshot_properties[] = {
     DEFINE_PROP_UINT32("slots", SnapshotState, slots, 8),
     DEFINE_PROP_STRING("ram", SnapshotState, ram),
     DEFINE_PROP_STRING("file", SnapshotState, file),
+    DEFINE_PROP_STRING("verify", SnapshotState, verify),
     DEFINE_PROP_BOOL("allow-writable-disks", SnapshotState,
                      allow_writable_disks, false),
 };

@@ -45,6 +45,7 @@ typedef struct VMSnapshotConfig {
     SnapshotDeviceRam ram;      /* how RAM is put back */
     const char *file;           /* for the RAM images, or NULL: in memory */
     bool allow_writable_disks;  /* whose content will not be put back */
+    uint32_t verify;            /* every so many restores; 0: never */
     VMSnapshotDone *done;
     void *opaque;
 } VMSnapshotConfig;
@@ -98,6 +99,17 @@ void vm_snapshot_cancel(VMSnapshot *s);
  */
 int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
                     Error **errp);
+
+/**
+ * vm_snapshot_verify: compare the machine with a slot
+ *
+ * As vm_snapshot_run(), but nothing is changed in any case.
+ *
+ * Returns: what differs, to be freed with
+ * qapi_free_SnapshotDeviceMismatches(), or NULL with @errp set
+ */
+SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned slot,
+                                             Error **errp);
 
 /** vm_snapshot_restores: how often the slot was restored since its save */
 uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot);

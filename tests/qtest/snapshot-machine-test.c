@@ -78,6 +78,8 @@ static void test_properties(const void *machine)
         { "-device snapshot,slots=65", "slots=65 is not between 1 and 64" },
         { "-device snapshot,slots=4294967295", "is not between 1 and 64" },
         { "-device snapshot,slots=x", "slots" },
+        { "-device snapshot,verify=x", "neither on, off nor a number" },
+        { "-device snapshot,verify=-1", "neither on, off nor a number" },
         { "-device snapshot -device snapshot", "snapshot device already" },
         { "-device snapshot,file=/nonexistent/ram", "No such file" },
     };
