@@ -84,6 +84,7 @@ set logscale xy 2
 set logscale y 10
 set format y "%g"
 set xtics (64, 128, 256, 512, '1G' 1024, '2G' 2048, '4G' 4096, '8G' 8192)
+set xrange [60:8800]
 set xlabel 'RAM, MiB'
 set ylabel 'median, µs'
 set yrange [1:*]

@@ -24,9 +24,9 @@ def number(value):
     """A time in microseconds, in three digits"""
     if value is None:
         return '-'
-    if value >= 99.5:
+    if abs(value) >= 99.5:
         return f'{value:,.0f}'
-    return f'{value:.1f}' if value >= 9.95 else f'{value:.2f}'
+    return f'{value:.1f}' if abs(value) >= 9.95 else f'{value:.2f}'
 
 
 def table(head, lines, left=1):
@@ -134,7 +134,7 @@ def fits(r):
             points = [(x['pages'], cost(x)) for x in records if x['pages']]
             line = fit_line(points) if len(points) > 2 else None
             if line:
-                lines.append([*what, part, number(max(0, line[0])),
+                lines.append([*what, part, number(line[0]),
                               f'{line[1]:.3f}', len(points)])
     return ('Cost = fixed + pages × each, in µs, by least squares of the '
             'relative errors',
