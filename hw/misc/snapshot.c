@@ -222,9 +222,14 @@ static void snapshot_reset_hold(Object *obj, ResetType type)
 static bool snapshot_parse_verify(const char *text, uint32_t *every,
                                   Error **errp)
 {
+    uint64_t n;
     bool on;
 
-    if (!text || !qemu_strtoui(text, NULL, 10, every)) {
+    if (!text) {
+        return true;
+    }
+    if (!parse_uint_full(text, 10, &n) && n <= UINT32_MAX) {
+        *every = n;
         return true;
     }
     if (!qapi_bool_parse("verify", text, &on, NULL)) {

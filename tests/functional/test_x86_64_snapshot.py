@@ -245,8 +245,9 @@ class Guest:
             # How long the save itself took shows in all.
             self.assertLess(median(shown) - min(shown), work / 2, name)
             half = len(shown) // 2
-            self.assertLess(min(shown[half:]) - min(shown[:half]), work / 20,
-                            name)
+            # What creeps adds up; a host that is slow for a while does not.
+            self.assertLess(min(shown[half:]),
+                            3 * min(shown[:half]) + work / 20, name)
 
     def test_clocks(self):
         """Catches a clock that does not go back, and one that creeps."""

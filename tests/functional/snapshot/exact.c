@@ -12,7 +12,7 @@
 
 #define SPREAD          256             /* pages that the work writes to */
 
-static uint8_t pages[SPREAD][PAGE_SIZE] __attribute__((aligned(4096)));
+static uint8_t (*const pages)[PAGE_SIZE] = (void *)0x400000;
 static uint8_t code[16] __attribute__((aligned(4096)));
 static shared32 ticks, tick_eip, state, number;
 static shared32 theirs;
