@@ -32,7 +32,8 @@ class Gdb:
         return reply.decode().split('$')[1].split('#')[0]
 
     def write_register(self, number, value, size=8):
-        return self.command(f'P{number:x}={value.to_bytes(size, "little").hex()}')
+        value = value.to_bytes(size, 'little').hex()
+        return self.command(f'P{number:x}={value}')
 
     def flip_byte(self, address):
         byte = int(self.command(f'm{address:x},1'), 16) ^ 0xff

@@ -341,7 +341,7 @@ static void test_refused(const void *machine)
 
 /* Another process that writes to the guest's shared memory, at any time */
 typedef struct Meddler {
-    volatile uint32_t *word;
+    uint32_t *word;
     bool stop;
 } Meddler;
 
@@ -350,7 +350,7 @@ static gpointer meddle(gpointer opaque)
     Meddler *m = opaque;
 
     while (!qatomic_read(&m->stop)) {
-        ++*m->word;
+        qatomic_inc(m->word);
     }
     return NULL;
 }
