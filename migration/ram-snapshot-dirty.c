@@ -530,25 +530,46 @@ static bool dirty_prepare(RAMSnapshot *snap, Error **errp)
     return true;
 }
 
-/* The hot path: its cost is that of the pages in the log. */
-static uint64_t copy_logged(DirtyStore *ds, const ImageNode *node)
+static void copy_run(const DirtyStore *ds, const ImageNode *node,
+                     const SavedBlock *b, uint32_t page, uint32_t nr)
 {
-    const size_t size = 1 << ds->page_bits;
-    RAMDirtyLog *log = ds->log;
+    ram_addr_t start = ((ram_addr_t)page << ds->page_bits) - b->offset;
+    const uint32_t *file_page = &node->table[page];
+    uint8_t *host = b->host + start;
+    uint32_t i, n;
+
+    for (i = 0; i < nr; i += n) {
+        for (n = 1; i + n < nr && file_page[i + n] == file_page[i] + n; n++) {
+            /* a run in the file, too */
+        }
+        memcpy(host + ((size_t)i << ds->page_bits),
+               image_page(ds, file_page, i), (size_t)n << ds->page_bits);
+    }
+    ram_block_written(b->rb, start, (ram_addr_t)nr << ds->page_bits);
+}
+
+/* The hot path: its cost is that of the pages in the log. */
+static uint64_t copy_logged(const DirtyStore *ds, const ImageNode *node)
+{
+    const uint32_t *list = ds->log->list;
     const SavedBlock *b = NULL;
     uint64_t copied = 0;
-    unsigned i;
+    unsigned i, n;
 
-    for (i = 0; i < log->len; i++) {
-        uint32_t page = log->list[i];
-        ram_addr_t addr = (ram_addr_t)page << ds->page_bits;
+    for (i = 0; i < ds->log->len; i += n) {
+        ram_addr_t addr = (ram_addr_t)list[i] << ds->page_bits;
 
+        n = 1;
         b = page_block(node, addr, b);
         if (b) {
-            memcpy(b->host + (addr - b->offset),
-                   image_page(ds, node->table, page), size);
-            ram_block_written(b->rb, addr - b->offset, size);
-            copied++;
+            uint32_t most = (b->offset + b->length - addr) >> ds->page_bits;
+
+            most = MIN(most, ds->log->len - i);
+            while (n < most && list[i + n] == list[i] + n) {
+                n++;
+            }
+            copy_run(ds, node, b, list[i], n);
+            copied += n;
         }
     }
     return copied;
