@@ -12,6 +12,7 @@ help:
 #: make style          check patches, scripts and documentation
 #: make bench          measure restores; QUICK=1: in 3 minutes; CHECK=1: fail if
 #:                     they became slower against what they are compared with
+#: make soak           a million restores of a Linux guest, verified
 #: make compare        QEMU's own tests, with our change and without
 #: make export         take edits in build/qemu back into the repository
 #: make check-patches  do the patches apply exactly?
@@ -35,6 +36,9 @@ style:
 bench:
 	@scripts/bench $(if $(QUICK),--quick) $(if $(CHECK),--check)
 
+soak:
+	@scripts/soak
+
 compare:
 	@scripts/compare
 
@@ -47,5 +51,5 @@ check-patches:
 clean:
 	rm -rf build
 
-.PHONY: help demo build check check-kvm style bench compare export \
+.PHONY: help demo build check check-kvm style bench soak compare export \
 	check-patches clean

@@ -58,7 +58,7 @@ class SnapshotSoak(QemuSystemTest):
         self.vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '32',
                          '-rtc', 'clock=vm', '-kernel', guest,
                          '-append', 'case=bench pages=10',
-                         '-device', 'snapshot', *args)
+                         '-device', 'snapshot,verify=1000', *args)
         self.vm.launch()
         self.restore_until(restores / 5)
         early = self.memory()
@@ -67,6 +67,9 @@ class SnapshotSoak(QemuSystemTest):
         self.log.info('%d restores: %d KiB, later %d KiB', restores, early,
                       late)
         self.assertLess((late - early) * 1024 / (0.8 * restores), self.LIMIT)
+        info = self.vm.cmd('x-query-snapshot-device')
+        self.assertGreaterEqual(info['verified'], restores // 1000)
+        self.assertEqual(info['mismatched'], 0, info['mismatches'])
 
     def test_pc(self):
         self.soak('pc')
