@@ -13,6 +13,7 @@ help:
 #: make bench          measure restores; QUICK=1: in 3 minutes; CHECK=1: fail if
 #:                     they became slower against what they are compared with
 #: make soak           a million restores of a Linux guest, verified
+#: make fuzz-device    QEMU's fuzzer on the device, with sanitizers
 #: make compare        QEMU's own tests, with our change and without
 #: make export         take edits in build/qemu back into the repository
 #: make check-patches  do the patches apply exactly?
@@ -39,6 +40,9 @@ bench:
 soak:
 	@scripts/soak
 
+fuzz-device:
+	@scripts/fuzz-device
+
 compare:
 	@scripts/compare
 
@@ -51,5 +55,5 @@ check-patches:
 clean:
 	rm -rf build
 
-.PHONY: help demo build check check-kvm style bench soak compare export \
-	check-patches clean
+.PHONY: help demo build check check-kvm style bench soak fuzz-device \
+	compare export check-patches clean
