@@ -89,6 +89,9 @@ class Bench:
         return Machine(self.qemu,
                        ['-machine', setup.machine, '-accel', setup.accel,
                         '-nodefaults', '-display', 'none',
+                        # Or the RTC is behind the host after each restore,
+                        # and its timer wakes the main loop
+                        '-rtc', 'clock=vm',
                         '-m', f'{setup.ram}M', '-smp', str(setup.smp),
                         *map(str, kernel), *args], self.directory)
 

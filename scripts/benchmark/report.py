@@ -146,7 +146,8 @@ def host_lines(results):
     before, after = (', '.join(map(str, host[name]))
                      for name in ('load_before', 'load_after'))
     yield (f'{host["qemu"]}, commit {host["commit"]}; {host["cpu"]}, '
-           f'{host["cpus"]} CPUs, Linux {host["kernel"]}.')
+           f'{host["cpus"]} CPUs, Linux {host["kernel"]}. All machines with '
+           '-rtc clock=vm.')
     yield (f'{results["mode"].capitalize()} run of '
            f'{results["seconds"] / 60:.1f} minutes, {results["date"]}; load '
            f'average before: {before}, after: {after}.')
