@@ -19,6 +19,7 @@
 #include "qapi/qapi-visit-migration.h"
 #include "block/block.h"
 #include "hw/core/cpu.h"
+#include "hw/virtio/virtio-blk.h"
 #include "migration/global_state.h"
 #include "migration/misc.h"
 #include "migration/vm-snapshot.h"
@@ -374,12 +375,20 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
     return 0;
 }
 
-static bool vm_snapshot_has_disk(void)
+/*
+ * A request in flight writes to RAM when it likes.  Of virtio-blk's, its state
+ * tells; of other disks', nothing does but a drain.
+ */
+static bool vm_snapshot_needs_drain(void)
 {
     BlockBackend *blk;
 
     for (blk = blk_all_next(NULL); blk; blk = blk_all_next(blk)) {
-        if (blk_is_inserted(blk)) {
+        DeviceState *dev = blk_get_attached_dev(blk);
+
+        if (blk_is_inserted(blk) &&
+            !(dev && object_dynamic_cast(OBJECT(dev), TYPE_VIRTIO_BLK) &&
+              blk_get_aio_context(blk) == qemu_get_aio_context())) {
             return true;
         }
     }
@@ -397,7 +406,7 @@ static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
 
     return tcg_enabled() && runstate_is_running() && slot->ram &&
         !slot->suspended && vm_snapshot_is_incremental(s, slot) &&
-        !vm_snapshot_not_now(NULL) && !vm_snapshot_has_disk();
+        !vm_snapshot_not_now(NULL) && !vm_snapshot_needs_drain();
 }
 
 /*

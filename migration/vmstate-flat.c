@@ -48,6 +48,8 @@ typedef struct Step {
 
 struct VMStateFlat {
     GArray *steps;
+    unsigned section;           /* the last STEP_SECTION */
+    bool failed;
     GByteArray *data;
     GPtrArray *tmps;            /* of VMSTATE_WITH_TMP fields */
     QIOChannelBuffer *out_buffer, *in_buffer;
@@ -91,6 +93,20 @@ static Step *add_step(VMStateFlat *flat, StepKind kind, void *ptr)
 
     g_array_append_val(flat->steps, step);
     return &g_array_index(flat->steps, Step, flat->steps->len - 1);
+}
+
+static void end_section(VMStateFlat *flat)
+{
+    g_array_index(flat->steps, Step, flat->section).next = flat->steps->len;
+}
+
+static void begin_section(VMStateFlat *flat, const char *name, bool in_place)
+{
+    Step *section = add_step(flat, STEP_SECTION, NULL);
+
+    section->name = name;
+    section->in_place = in_place;
+    flat->section = flat->steps->len - 1;
 }
 
 static void add_hook(VMStateFlat *flat, StepKind kind, void *opaque,
@@ -176,6 +192,16 @@ static void add_tmp(VMStateFlat *flat, void *ptr, size_t size,
     add_vmsd(flat, vmsd, tmp, vmsd->version_id);
 }
 
+static void add_parts(VMStateFlat *flat, void *ptr, const VMStateField *field)
+{
+    Step section = g_array_index(flat->steps, Step, flat->section);
+
+    if (!field->info->flatten(flat, ptr)) {
+        flat->failed = true;
+    }
+    vmstate_flat_part(flat, section.in_place);
+}
+
 static void add_element(VMStateFlat *flat, void *ptr, size_t size,
                         const VMStateField *field)
 {
@@ -192,6 +218,8 @@ static void add_element(VMStateFlat *flat, void *ptr, size_t size,
                  sizeof(expires));
     } else if (field->info == &vmstate_info_tmp) {
         add_tmp(flat, ptr, size, field);
+    } else if (field->info->flatten) {
+        add_parts(flat, ptr, field);
     } else if (field->info != &vmstate_info_unused_buffer) {
         size_t length = 0;
         const uint8_t *now = stream_now(flat, ptr, size, field, &length);
@@ -318,20 +346,39 @@ bool vmstate_flat_add(VMStateFlat *flat, const char *name,
                       const VMStateDescription *vmsd, void *opaque,
                       bool present, bool in_place)
 {
-    unsigned first = flat->steps->len;
-    Step *section;
-
     if (has_post_save(vmsd)) {
         return false;
     }
-    section = add_step(flat, STEP_SECTION, NULL);
-    section->name = name;
-    section->in_place = in_place;
+    begin_section(flat, name, in_place);
     if (add_needed(flat, vmsd, opaque, present)) {
         add_vmsd(flat, vmsd, opaque, vmsd->version_id);
     }
-    g_array_index(flat->steps, Step, first).next = flat->steps->len;
-    return true;
+    end_section(flat);
+    return !flat->failed;
+}
+
+void vmstate_flat_part(VMStateFlat *flat, bool in_place)
+{
+    const char *name = g_array_index(flat->steps, Step, flat->section).name;
+
+    end_section(flat);
+    begin_section(flat, name, in_place);
+}
+
+void vmstate_flat_memory(VMStateFlat *flat, void *ptr, size_t length)
+{
+    add_memory(flat, STEP_MEMORY, ptr, length);
+}
+
+void vmstate_flat_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
+                       void *opaque)
+{
+    if (has_post_save(vmsd)) {
+        flat->failed = true;
+    } else if (add_needed(flat, vmsd, opaque,
+                          vmstate_section_needed(vmsd, opaque))) {
+        add_vmsd(flat, vmsd, opaque, vmsd->version_id);
+    }
 }
 
 static bool memory_is(const void *ptr, const uint8_t *data, unsigned length)

@@ -18,9 +18,10 @@
  * to call in between, in the order of the stream.  Each decision is a step as
  * well: one that comes out otherwise now is noticed before anything is changed.
  *
- * All functions are called with the BQL held and the vCPUs stopped.
+ * All functions are called with the BQL held and the vCPUs stopped.  What
+ * devices call to flatten what has a format of its own is in
+ * migration/vmstate.h.
  */
-typedef struct VMStateFlat VMStateFlat;
 
 /** vmstate_flat_new: a list without steps; the caller owns it */
 VMStateFlat *vmstate_flat_new(void);
