@@ -16,6 +16,7 @@ help:
 #: make fuzz-device    QEMU's fuzzer on the device, with sanitizers
 #: make compare        QEMU's own tests, with our change and without
 #: make export         take edits in build/qemu back into the repository
+#: make series         build/series/*.patch, to be mailed
 #: make check-patches  do the patches apply exactly?
 #: make clean          remove build/
 
@@ -49,6 +50,9 @@ compare:
 export:
 	@scripts/export
 
+series:
+	@scripts/series
+
 check-patches:
 	@scripts/check-patches
 
@@ -56,4 +60,4 @@ clean:
 	rm -rf build
 
 .PHONY: help demo build check check-kvm style bench soak fuzz-device \
-	compare export check-patches clean
+	compare export series check-patches clean
