@@ -18,11 +18,9 @@
 #include "qemu/cutils.h"
 #include "qemu/queue.h"
 #include "qapi/error.h"
-#include "exec/cputlb.h"
 #include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
-#include "hw/core/cpu.h"
 #include "ram-snapshot-int.h"
 #include "trace.h"
 
@@ -279,21 +277,6 @@ static bool save_logged(DirtyStore *ds, ImageNode *node, Error **errp)
     return true;
 }
 
-static void log_clear(RAMDirtyLog *log)
-{
-    CPUState *cpu;
-    unsigned i;
-
-    for (i = 0; i < log->len; i++) {
-        clear_bit(log->list[i], log->bitmap);
-    }
-    log->len = 0;
-    /* Only a TLB miss or a write that is trapped looks at the log. */
-    CPU_FOREACH(cpu) {
-        tlb_flush(cpu);
-    }
-}
-
 /* Log the pages of a block that are not as in an image. */
 static void log_differences(DirtyStore *ds, const ImageNode *node,
                             const SavedBlock *b)
@@ -321,6 +304,16 @@ static void log_other_writers(DirtyStore *ds, const ImageNode *node)
             log_differences(ds, node, b);
         }
     }
+}
+
+/* Complete the log.  Returns: false if it cannot tell what was written to. */
+static bool log_complete(DirtyStore *ds)
+{
+    if (!ram_dirty_log_sync() || !ds->current) {
+        return false;
+    }
+    log_other_writers(ds, ds->current);
+    return true;
 }
 
 static void log_all(DirtyStore *ds, const ImageNode *node)
@@ -460,10 +453,37 @@ static bool log_is_valid(const DirtyStore *ds)
     return ds->log && ds->log_version == ram_list.version;
 }
 
-static void log_start(DirtyStore *ds)
+/* See to it that there is a log of all RAM. */
+static bool log_start(DirtyStore *ds, Error **errp)
 {
-    ds->log = ram_dirty_log_start();
+    RAMDirtyLog *log;
+
+    if (log_is_valid(ds)) {
+        return true;
+    }
+    log = ram_dirty_log_start(errp);
+    if (!log) {
+        return false;
+    }
+    ds->log = log;
     ds->log_version = ram_list.version;
+    set_current(ds, NULL);
+    return true;
+}
+
+/* If there is no image, nothing is to be put back. */
+static void log_stop_if_unused(DirtyStore *ds)
+{
+    ImageNode *node;
+
+    QTAILQ_FOREACH(node, &ds->nodes, next) {
+        if (node->held) {
+            return;
+        }
+    }
+    ram_dirty_log_stop();
+    ds->log = NULL;
+    set_current(ds, NULL);
 }
 
 /* A failed save: pages that it wrote are in no table but the node's. */
@@ -484,26 +504,25 @@ static void save_undo(DirtyStore *ds, ImageNode *node)
 static bool dirty_save(RAMSnapshot *snap, Error **errp)
 {
     DirtyStore *ds = dirty_store(snap->store);
-    ImageNode *node = g_new0(ImageNode, 1);
+    ImageNode *node;
     bool ok;
 
-    if (!log_is_valid(ds)) {
-        log_start(ds);
+    if (!log_start(ds, errp)) {
+        return false;
+    }
+    if (!log_complete(ds)) {
         set_current(ds, NULL);
     }
+    node = g_new0(ImageNode, 1);
     node->blocks = g_array_ref(snap->blocks);
     node->nr_pages = ds->log->nr_pages;
     node->table = g_new0(uint32_t, node->nr_pages);
     QTAILQ_INSERT_TAIL(&ds->nodes, node, next);
 
-    if (ds->current) {
-        log_other_writers(ds, ds->current);
-        ok = save_logged(ds, node, errp);
-    } else {
-        ok = save_all(ds, node, errp);
-    }
+    ok = ds->current ? save_logged(ds, node, errp) : save_all(ds, node, errp);
     if (!ok || !file_grow(ds, errp)) {
         save_undo(ds, node);
+        log_stop_if_unused(ds);
         return false;
     }
 
@@ -514,20 +533,14 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
     }
     node->held = true;
     container_of(snap, DirtySnapshot, parent)->node = node;
-    log_clear(ds->log);
+    ram_dirty_log_clear(ds->log);
     set_current(ds, node);
     return true;
 }
 
 static bool dirty_prepare(RAMSnapshot *snap, Error **errp)
 {
-    DirtyStore *ds = dirty_store(snap->store);
-
-    if (!log_is_valid(ds)) {
-        log_start(ds);
-        set_current(ds, NULL);
-    }
-    return true;
+    return log_start(dirty_store(snap->store), errp);
 }
 
 static void copy_run(const DirtyStore *ds, const ImageNode *node,
@@ -580,14 +593,11 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     DirtyStore *ds = dirty_store(snap->store);
     ImageNode *node = image_node(snap);
 
-    if (ds->current) {
-        log_other_writers(ds, ds->current);
-    }
-    if (!ds->current || !log_path(ds, node)) {
+    if (!log_complete(ds) || !log_path(ds, node)) {
         log_all(ds, node);
     }
     *pages = copy_logged(ds, node);
-    log_clear(ds->log);
+    ram_dirty_log_clear(ds->log);
     set_current(ds, node);
     return true;
 }
@@ -595,23 +605,14 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 static void dirty_release(RAMSnapshot *snap)
 {
     DirtyStore *ds = dirty_store(snap->store);
-    ImageNode *node = image_node(snap), *other;
+    ImageNode *node = image_node(snap);
 
     if (!node) {
         return;
     }
     node->held = false;
     node_prune(ds, node);
-
-    QTAILQ_FOREACH(other, &ds->nodes, next) {
-        if (other->held) {
-            return;
-        }
-    }
-    /* Nothing is left to go back to. */
-    ram_dirty_log_stop();
-    ds->log = NULL;
-    set_current(ds, NULL);
+    log_stop_if_unused(ds);
 }
 
 static const uint8_t *dirty_page(const RAMSnapshot *snap, const SavedBlock *b,

@@ -15,6 +15,8 @@
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "hw/virtio/vhost.h"
+#include "hw/xen/xen.h"
+#include "system/kvm.h"
 #include "system/system.h"
 #include "system/tcg.h"
 #include "ram-snapshot-int.h"
@@ -25,21 +27,33 @@ static bool has_vhost(void)
     return vhost_get_max_memslots() != UINT_MAX;
 }
 
+/* Who writes to RAM can be found out, unless it is a vhost device. */
+static bool can_log_writes(Error **errp)
+{
+    ERRP_GUARD();
+
+    if (!tcg_enabled() && !kvm_enabled()) {
+        error_setg(errp, "ram=dirty needs the TCG or KVM accelerator");
+    } else if (xen_mode == XEN_EMULATE) {
+        error_setg(errp, "ram=dirty cannot be had with -accel "
+                   "kvm,xen-version=: event channels write to RAM unseen");
+    } else {
+        return true;
+    }
+    error_append_hint(errp, "Use ram=remap, or ram=auto.\n");
+    return false;
+}
+
 static const RAMSnapshotOps *choose_ops(SnapshotDeviceRam mode, Error **errp)
 {
     switch (mode) {
     case SNAPSHOT_DEVICE_RAM_AUTO:
-        return tcg_enabled() && !has_vhost() ? &ram_snapshot_dirty_ops
-                                             : &ram_snapshot_remap_ops;
+        return can_log_writes(NULL) && !has_vhost() ? &ram_snapshot_dirty_ops
+                                                    : &ram_snapshot_remap_ops;
     case SNAPSHOT_DEVICE_RAM_REMAP:
         return &ram_snapshot_remap_ops;
     case SNAPSHOT_DEVICE_RAM_DIRTY:
-        if (!tcg_enabled()) {
-            error_setg(errp, "ram=dirty needs the TCG accelerator");
-            error_append_hint(errp, "Use ram=remap, or ram=auto.\n");
-            return NULL;
-        }
-        return &ram_snapshot_dirty_ops;
+        return can_log_writes(errp) ? &ram_snapshot_dirty_ops : NULL;
     default:
         g_assert_not_reached();
     }

@@ -19,7 +19,8 @@
  * RAMDirtyLog: pages written to since they were last taken from the log
  *
  * Pages are numbered by their ram_addr_t.  Writers, in any thread, only add;
- * the user removes pages while no vCPU runs.
+ * the user removes pages while no vCPU runs.  What vCPUs wrote to under KVM is
+ * in the log only after ram_dirty_log_sync().
  */
 struct RAMDirtyLog {
     struct rcu_head rcu;
@@ -35,12 +36,33 @@ struct RAMDirtyLog {
  *
  * Replaces a log that there was.  RAM that is plugged later is not logged.
  * Called with the BQL held and the vCPUs stopped; the TCG TLBs are flushed by
- * this, for a write to a page that is thought dirty takes no notice.
+ * this, for a write to a page that is thought dirty takes no notice.  KVM's
+ * logging of all memory slots is started.
+ *
+ * Returns: NULL with @errp set if a memory listener cannot log; a log that
+ * there was then stays
  */
-RAMDirtyLog *ram_dirty_log_start(void);
+RAMDirtyLog *ram_dirty_log_start(Error **errp);
 
 /** ram_dirty_log_stop: end logging; the BQL is held and the vCPUs stopped */
 void ram_dirty_log_stop(void);
+
+/**
+ * ram_dirty_log_sync: add what is not in the log yet, from KVM
+ *
+ * To be called before the log is looked at, with the BQL held and the vCPUs
+ * stopped.
+ *
+ * Returns: false if the log is not complete, and any page may be dirty
+ */
+bool ram_dirty_log_sync(void);
+
+/**
+ * ram_dirty_log_clear: take all pages from the log
+ *
+ * With the BQL held and the vCPUs stopped, after ram_dirty_log_sync().
+ */
+void ram_dirty_log_clear(RAMDirtyLog *log);
 
 /**
  * ram_dirty_log_add: note that a range was written to
@@ -48,6 +70,12 @@ void ram_dirty_log_stop(void);
  * Lock-free; within an RCU critical section or with the BQL held.
  */
 void ram_dirty_log_add(RAMDirtyLog *log, ram_addr_t start, ram_addr_t length);
+
+/**
+ * ram_dirty_log_add_word: as ram_dirty_log_add(), for a word of a dirty bitmap
+ * @word: its index; bit 0 is page @word * BITS_PER_LONG
+ */
+void ram_dirty_log_add_word(RAMDirtyLog *log, size_t word, unsigned long bits);
 
 /** ram_dirty_log_is_clean: would a write to this address be news? */
 static inline bool ram_dirty_log_is_clean(ram_addr_t addr)
