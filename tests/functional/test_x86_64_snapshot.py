@@ -184,6 +184,9 @@ class Guest:
     def test_pam(self):
         self.run_case('pam')
 
+    def test_pam_smp(self):
+        self.run_case('pam_smp', cpus=2)
+
     def test_dma(self):
         blob = Path(self.scratch_file('blob'))
         blob.write_bytes(b'\xb8\x0d\x60\x0d\x60\xc3' + os.urandom(65530))
@@ -399,11 +402,56 @@ class Kvm(Guest):
         self.clocks_go_back(n=20, work=200000, young=1)
 
 
+class KvmVerified(Kvm):
+    """
+    Catches a page that a vCPU wrote to and KVM did not tell of, or QEMU did
+    not listen: all RAM is compared after each restore.
+    """
+
+    device = 'snapshot,ram=dirty,verify=on'
+
+    def start(self, case, *args, **options):
+        super().start(case, '-action', 'shutdown=pause', *args, **options)
+
+    def finish(self, timeout=600):
+        self.assertIsNotNone(self.vm.event_wait('SHUTDOWN', timeout=timeout),
+                             f'no end: {self.output()[-500:]}')
+        info = self.vm.cmd('x-query-snapshot-device')
+        self.vm.shutdown()
+        output = self.output()
+        self.log.info('%s', output[-2000:])
+        self.assertRegex(output, r'(?m)^PASS ')
+        self.assertEqual(info['verified'], info['restores'])
+        self.assertEqual(info['mismatches']['pages'], 0, info['mismatches'])
+        return output
+
+
 class PcKvm(Kvm, QemuSystemTest):
     machine = 'pc'
 
+    def test_auto(self):
+        """Catches ram=auto not being ram=dirty."""
+        self.start('endless')
+        self.assertEqual(self.vm.cmd('x-query-snapshot-device')['ram'],
+                         'dirty')
+        self.vm.shutdown()
 
-class Q35Kvm(Kvm, QemuSystemTest):
+
+class PcKvmRing(KvmVerified, QemuSystemTest):
+    """Pages that vCPUs write to in rings, some of which become full"""
+
+    machine = 'pc'
+
+    def start(self, case, *args, **options):
+        super().start(case, *args, accel='kvm,dirty-ring-size=1024', **options)
+
+
+class PcKvmRemap(Kvm, QemuSystemTest):
+    machine = 'pc'
+    device = 'snapshot,ram=remap'
+
+
+class Q35Kvm(KvmVerified, QemuSystemTest):
     machine = 'q35'
 
 
