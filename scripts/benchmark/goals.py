@@ -124,7 +124,7 @@ def rows(r):
 
 
 def kvm_over_plain(r, machine, rate=per_second):
-    return divide(rate(r.bare('auto', machine, accel='kvm')),
+    return divide(rate(r.bare('dirty', machine, accel='kvm')),
                   rate(r.bare('remap', machine, accel='kvm')))
 
 

@@ -4,8 +4,8 @@ What is measured, and how: each of Bench's functions measures one thing and
 returns records. A record is a dictionary that says
 
     what was restored   guest, machine, ram (MiB), accel, smp, virtio: a Setup
-    in which way        engine: dirty, remap, auto (the snapshot device with
-                        ram=...), loadvm, snapshot-load, incoming, memcpy, fork
+    in which way        engine: dirty, remap (the snapshot device with ram=...),
+                        loadvm, snapshot-load, incoming, memcpy, fork
     after what          pages: written to by the guest since the save
     how long it took    us: median, p10, p99, p999, of n restores
                         phases_us: medians of their parts
@@ -99,7 +99,7 @@ class Bench:
 
     def restores(self, setup, engine, pages_list):
         """
-        @engine: dirty, remap or auto. A bare guest does one number of pages a
+        @engine: dirty or remap. A bare guest does one number of pages a
         boot; Linux, which takes longer to boot, is led back by a snapshot of
         the host's, made while it waits for a command.
         """

@@ -22,6 +22,10 @@ PAGES = 0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000
 RAM = 64, 128, 256, 512, 1024, 2048, 4096, 8192
 SMP = 1, 2, 4, 8
 
+# With pages that vCPUs wrote to in a bitmap, or in a list
+KVM = 'kvm'
+KVM_RING = 'kvm,dirty-ring-size=4096'
+
 # Compared with each other, so measured one right after the other
 BARE = Setup('bare', 'pc', 128)
 LARGE = Setup('bare', 'pc', 8192)
@@ -102,11 +106,14 @@ class Plan:
             return
         for machine in 'pc', 'q35':
             for n in pages:
-                for engine in 'auto', 'remap':
-                    self.restores(Setup('bare', machine, 128, 'kvm'), engine,
+                for accel, engine in ((KVM, 'dirty'), (KVM_RING, 'dirty'),
+                                      (KVM, 'remap')):
+                    self.restores(Setup('bare', machine, 128, accel), engine,
                                   n)
-        for engine in 'auto', 'remap':
-            self.restores(Setup('linux', 'q35', 256, 'kvm'), engine, 10)
+        for accel in KVM, KVM_RING:
+            self.restores(Setup('bare', 'pc', 8192, accel), 'dirty', 10)
+        for engine in 'dirty', 'remap':
+            self.restores(Setup('linux', 'q35', 256, KVM), engine, 10)
 
     def goals(self):
         """What the table of goals needs, but for the sweep of pages on pc"""

@@ -61,7 +61,7 @@ def pages(r):
          for engine in ('dirty', 'remap')] +
         [(NAMES[engine], sweep(engine)) for engine in ('memcpy', 'fork')] +
         [(f'KVM bare, ram={engine}', sweep(engine, 'bare', 'pc', 128, 'kvm'))
-         for engine in ('auto', 'remap')])
+         for engine in ('dirty', 'remap')])
     return 'Cost of a restore by pages written to', script and f'''
 set logscale xy
 set format y "%g"

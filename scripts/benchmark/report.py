@@ -11,7 +11,6 @@ from stats import fit_line
 NAMES = {
     'dirty': 'snapshot device, ram=dirty',
     'remap': 'snapshot device, ram=remap',
-    'auto': 'snapshot device, ram=auto',
     'loadvm': 'loadvm',
     'snapshot-load': 'snapshot-load (QMP)',
     'incoming': 'new process, -incoming file:',
