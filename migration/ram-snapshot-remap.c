@@ -22,6 +22,7 @@
 #include "exec/tb-flush.h"
 #include "hw/boards.h"
 #include "hw/core/cpu.h"
+#include "system/hostmem.h"
 #include "system/qtest.h"
 #include "system/tcg.h"
 #include "ram-snapshot-int.h"
@@ -78,14 +79,25 @@ static RemapStore *remap_store(RemapSnapshot *rs)
     return container_of(rs->parent.store, RemapStore, parent);
 }
 
+/* The backend that a block was made by, if it was one */
+static const HostMemoryBackend *block_backend(const SavedBlock *b)
+{
+    Object *owner = memory_region_owner(b->rb->mr);
+
+    return (HostMemoryBackend *)object_dynamic_cast(owner, TYPE_MEMORY_BACKEND);
+}
+
 /*
- * Shared and preallocated memory must stay where others see it, a resizeable
- * block reserves more than it uses, huge pages would have to be a hugetlbfs
- * image's.
+ * Shared and preallocated memory must stay where others see it, and memory of
+ * certain NUMA nodes on them; a resizeable block reserves more than it uses,
+ * huge pages would have to be a hugetlbfs image's.
  */
 static bool block_can_remap(const SavedBlock *b)
 {
-    return !(b->rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_RESIZEABLE)) &&
+    const HostMemoryBackend *backend = block_backend(b);
+
+    return (!backend || backend->policy == HOST_MEM_POLICY_DEFAULT) &&
+        !(b->rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_RESIZEABLE)) &&
         b->rb->page_size == qemu_real_host_page_size() &&
         b->length >= REMAP_MIN;
 }
@@ -173,6 +185,23 @@ static bool remap_save(RAMSnapshot *snap, Error **errp)
     return true;
 }
 
+/* As those who made the block did for the mapping that this one replaces */
+static void block_advise(const SavedBlock *b, void *p)
+{
+    const HostMemoryBackend *backend = block_backend(b);
+
+    if (!machine_dump_guest_core(current_machine) ||
+        (backend && !backend->dump)) {
+        qemu_madvise(p, b->length, QEMU_MADV_DONTDUMP);
+    }
+    if (backend ? backend->merge : machine_mem_merge(current_machine)) {
+        qemu_madvise(p, b->length, QEMU_MADV_MERGEABLE);
+    }
+    if (!qtest_enabled()) {
+        qemu_madvise(p, b->length, QEMU_MADV_DONTFORK);
+    }
+}
+
 static bool block_map(RemapSnapshot *rs, unsigned i, Error **errp)
 {
     const SavedBlock *b = saved_block(&rs->parent, i);
@@ -187,13 +216,7 @@ static bool block_map(RemapSnapshot *rs, unsigned i, Error **errp)
                          b->idstr);
         return false;
     }
-    /* As ram_block_add() does for the mapping that this one replaces. */
-    if (!machine_dump_guest_core(current_machine)) {
-        qemu_madvise(p, b->length, QEMU_MADV_DONTDUMP);
-    }
-    if (!qtest_enabled()) {
-        qemu_madvise(p, b->length, QEMU_MADV_DONTFORK);
-    }
+    block_advise(b, p);
     rs->prepared[i] = p;
     return true;
 }

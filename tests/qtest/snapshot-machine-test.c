@@ -305,6 +305,67 @@ static void test_memory_file(const void *machine)
     }
 }
 
+/* Of the mapping that starts where a RAM block does, those of flags dd, mg */
+static char *mapping_flags(SnapshotVM *vm, const char *block)
+{
+    g_autofree char *info = qtest_hmp(vm->qts, "info ramblock");
+    g_autofree char *path = g_strdup_printf("/proc/%d/smaps",
+                                            qtest_pid(vm->qts));
+    g_autofree char *maps = NULL, *start = NULL;
+    g_auto(GStrv) words = NULL;
+    GString *flags = g_string_new("");
+    const char *line = strstr(info, block);
+    uint64_t host;
+
+    g_assert_nonnull(line);
+    g_assert_cmpint(sscanf(line, "%*s %*s %*s %*s %*s %*s %" SCNx64, &host),
+                    ==, 1);
+    start = g_strdup_printf("\n%" PRIx64 "-", host);
+    g_assert_true(g_file_get_contents(path, &maps, NULL, NULL));
+    line = strstr(maps, start);
+    g_assert_nonnull(line);
+    line = strstr(line, "VmFlags:");
+    g_assert_nonnull(line);
+    words = g_strsplit(line, "\n", 2);
+    if (strstr(words[0], " dd")) {
+        g_string_append(flags, "not dumped ");
+    }
+    if (strstr(words[0], " mg")) {
+        g_string_append(flags, "merged ");
+    }
+    return g_string_free(flags, FALSE);
+}
+
+/* Catches: a mapping of the image that is not dumped, or merged, as RAM was. */
+static void test_mapping_flags(const void *machine)
+{
+    static const struct {
+        const char *options;
+        const char *backend;
+    } cases[] = {
+        { "", "" },
+        { ",dump-guest-core=off,mem-merge=off", "" },
+        { ",mem-merge=off", ",dump=off" },
+        { ",mem-merge=off", ",merge=on" },
+    };
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(cases); i++) {
+        SnapshotVM *vm = snapshot_vm_start(
+            "", "-M %s,memory-backend=main%s -m 64"
+            " -object memory-backend-ram,id=main,size=64M%s",
+            (const char *)machine, cases[i].options, cases[i].backend);
+        g_autofree char *before = mapping_flags(vm, "main");
+        g_autofree char *after = NULL;
+
+        snapshot_round_trip(vm, 1 * MiB, 63 * MiB);
+        after = mapping_flags(vm, "main");
+        g_test_message("%s%s: %s", cases[i].options, cases[i].backend, before);
+        g_assert_cmpstr(after, ==, before);
+        snapshot_vm_end(vm);
+    }
+}
+
 /* Catches: a read-only mapping written to (a crash), or read as something. */
 static void test_read_only_memory(const void *machine)
 {
@@ -861,6 +922,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("file", test_file);
     snapshot_add_tests("memory-shapes", test_memory_shapes);
     snapshot_add_tests("memory-file", test_memory_file);
+    snapshot_add_tests("mapping-flags", test_mapping_flags);
     snapshot_add_tests("read-only-memory", test_read_only_memory);
     snapshot_add_tests("dimm", test_dimm);
     snapshot_add_tests("device-plug", test_device_plug);
