@@ -24,7 +24,7 @@
 #include "ram-snapshot-int.h"
 #include "trace.h"
 
-/* Page of the file that stays a hole. */
+/* Page of the file that all pages of zeroes share. */
 #define ZERO_PAGE 0
 
 typedef struct ImageNode ImageNode;
@@ -131,6 +131,15 @@ static bool file_grow(DirtyStore *ds, Error **errp)
 
     if (need <= ds->mapped) {
         return true;
+    }
+    if (!ds->pages) {
+        g_autofree uint8_t *zeroes = g_malloc0(1 << ds->page_bits);
+
+        /* To read a hole takes space on a tmpfs; if that is full, SIGBUS. */
+        if (!ram_snapshot_pwrite(&ds->parent, zeroes, 1 << ds->page_bits,
+                                 (off_t)ZERO_PAGE << ds->page_bits, errp)) {
+            return false;
+        }
     }
     if (ftruncate(ds->parent.fd, size) < 0) {
         error_setg_errno(errp, errno, "Growing the RAM image to %zu bytes "
