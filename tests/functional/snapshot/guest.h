@@ -322,6 +322,8 @@ void ap_start(unsigned cpu, void (*fn)(unsigned cpu));
 uint32_t pm_timer(void);
 void delay_us(unsigned us);
 
+void acpi_power_off(void);                      /* takes a while */
+
 /* fw_cfg by DMA: reads @len bytes of @key on from where it is selected. */
 int fw_cfg_find(const char *name, uint32_t *size);      /* key, or -1 */
 void fw_cfg_select(uint16_t key);

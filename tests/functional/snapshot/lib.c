@@ -446,6 +446,11 @@ void delay_us(unsigned us)
     }
 }
 
+void acpi_power_off(void)
+{
+    outw(pm_timer_port - 4, 0x2000);    /* PM1 control: SLP_EN, S5 */
+}
+
 static void pm_timer_init(void)
 {
     int devfn = pci_find(0x8086, 0x7113);       /* PIIX4's power management */

@@ -356,3 +356,61 @@ CASE(smp_race)
         }
     }
 }
+
+#define STORM_PAGES     64
+
+static uint32_t (*const storm_page)[PAGE_SIZE / 4] = (void *)0x800000;
+
+/* Ends the machine from within: by power management, or isa-debug-exit. */
+static void storm_end(unsigned how)
+{
+    if (how == 1) {
+        acpi_power_off();
+        for (;;) {
+            cpu_pause();
+        }
+    }
+    finish(true);
+}
+
+static void storm_restore(unsigned cpu)
+{
+    unsigned after = option("after", 0), end = option("end", 0);
+
+    for (uint32_t i = cpu; ; i++) {
+        storm_page[i % STORM_PAGES][cpu] = i;
+        if (end && snapshot_read(SNAPSHOT_REG_RESTORES) >= after) {
+            storm_end(end);
+        }
+        snapshot_write(SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_RESTORE);
+    }
+}
+
+static void storm_ap(unsigned cpu)
+{
+    while (!race) {
+        chain[cpu].count++;
+    }
+    storm_restore(cpu);
+}
+
+/*
+ * All CPUs restore as fast as they can, for ever, while the host does what it
+ * likes: STATUS means nothing here, as it may have come from there. With
+ * "end=", power goes off "after=" restores.
+ */
+CASE(storm)
+{
+    for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
+        ap_start(cpu, storm_ap);
+    }
+    snapshot_write(SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_SAVE);
+    check(!race, "not put back");
+    for (unsigned i = 0; i < STORM_PAGES; i++) {
+        for (unsigned cpu = 0; cpu < cpu_count(); cpu++) {
+            check_equal("a page", storm_page[i][cpu], 0);
+        }
+    }
+    race = true;
+    storm_restore(0);
+}

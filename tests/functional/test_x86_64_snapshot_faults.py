@@ -1,0 +1,545 @@
+#!/usr/bin/env python3
+#
+# Functional test of the snapshot device on a host that is short of something,
+# and of commands that come, or end, at any moment
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+import mmap
+import os
+from pathlib import Path
+import random
+import re
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import time
+
+from qemu_test import QemuSystemTest
+from snapshot import build_guest
+
+HERE = Path(__file__).resolve().parent
+
+
+class Machine(QemuSystemTest):
+    """
+    What the classes below share: a guest that restores slot 0 for ever. Slots
+    1 and 2 are the host's, for two states of the machine that differ.
+    """
+
+    BOTH = ('pc', 'snapshot,ram=dirty'), ('q35', 'snapshot,ram=remap')
+
+    # After what time something that should happen is not going to
+    DEADLINE = 60 * int(os.getenv('QEMU_TEST_SNAPSHOT_PATIENCE', '1'))
+
+    def start(self, device, *args, machine='pc', case='storm', cpus=1,
+              options='', wrapper=(), env=None):
+        self.require_device('name "snapshot"')
+        self.console = Path(self.scratch_file('console'))
+        guest = self.scratch_file('guest.elf')
+        if not Path(guest).exists():
+            build_guest(guest)
+        for vm in self._vms.values():
+            vm.shutdown()
+        self._vms.clear()
+        vm = self.vm
+        # pylint: disable=protected-access
+        vm._wrapper = wrapper
+        vm._qmp_timer = self.DEADLINE
+        vm.set_machine(machine)
+        vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '32', '-smp',
+                    str(cpus), '-rtc', 'clock=vm', '-kernel', guest,
+                    '-append', f'case={case} cpus={cpus} {options}',
+                    '-chardev', f'file,id=debug,path={self.console}',
+                    '-device', 'isa-debugcon,iobase=0xe9,chardev=debug',
+                    '-device', 'isa-debug-exit,iobase=0xf4,iosize=4',
+                    '-device', device, *args)
+        before = dict(os.environ)
+        os.environ.update(env or {})
+        try:
+            vm.launch()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def command(self, name, slot):
+        """What went wrong, if something did"""
+        reply = self.vm.qmp(f'x-snapshot-device-{name}', slot=slot)
+        return reply.get('error', {}).get('desc')
+
+    def query(self):
+        return self.vm.cmd('x-query-snapshot-device')
+
+    def assert_state(self, state):
+        self.assertEqual(self.vm.cmd('query-status')['status'], state)
+
+    def assert_exact(self, slot):
+        found = self.vm.cmd('x-snapshot-device-verify', slot=slot)
+        self.assertEqual((found['pages'], found['fields']), (0, 0), found)
+
+    def assert_restores(self, *slots):
+        """Old snapshots are as good as they were."""
+        for slot in slots:
+            self.assertIsNone(self.command('restore', slot))
+            self.assert_exact(slot)
+
+    def assert_alive(self, more=20):
+        """The guest runs: it goes on restoring."""
+        first = self.query()['restores']
+        end = time.monotonic() + self.DEADLINE
+        while self.query()['restores'] < first + more:
+            self.assertLess(time.monotonic(), end, 'the guest stands still')
+            time.sleep(0.002)
+
+    def save_two_states(self):
+        for slot in (1, 2):
+            self.assert_alive()
+            self.vm.cmd('stop')
+            self.assertIsNone(self.command('save', slot))
+            if slot == 1:
+                self.vm.cmd('cont')
+        found = self.vm.cmd('x-snapshot-device-verify', slot=1)
+        self.assertGreater(found['fields'], 0)
+
+    def image(self):
+        """The file that QEMU has RAM images in, by its descriptor"""
+        for fd in Path(f'/proc/{self.vm.get_pid()}/fd').iterdir():
+            if re.search('snapshot-ram|/image', os.readlink(fd)):
+                return fd
+        self.fail('no image')
+
+
+class SystemCalls(Machine):
+    """
+    Each system call that a command makes for RAM or its image fails once.
+    Catches an end of QEMU, a command that fails without saying why or succeeds
+    without success, and a machine, or a snapshot, that is not as it was before.
+    """
+
+    PLAN = struct.Struct('24sii')
+    shared = None
+
+    CALLS = ('memfd_create', 'mmap', 'mremap', 'mremap, fixed', 'madvise',
+             'ftruncate', 'fallocate', 'fallocate, punch', 'pwrite')
+
+    def preload(self):
+        """The environment for QEMU, which will do as planned"""
+        library = self.scratch_file('faults.so')
+        plan = self.scratch_file('plan')
+        if self.shared is None:
+            subprocess.run(['gcc', '-O1', '-Wall', '-Werror', '-shared',
+                            '-fPIC', '-o', library,
+                            HERE / 'snapshot-host' / 'faults.c', '-ldl'],
+                           check=True)
+            Path(plan).write_bytes(bytes(self.PLAN.size))
+            with open(plan, 'rb+') as f:
+                self.shared = mmap.mmap(f.fileno(), 0)
+        return {'LD_PRELOAD': library, 'SNAPSHOT_FAULTS': plan,
+                'ASAN_OPTIONS': os.getenv('ASAN_OPTIONS', '') +
+                                ':verify_asan_link_order=0'}
+
+    def plan(self, call='', n=0, half=False):
+        """The nth call shall fail, or write half."""
+        self.shared[:] = self.PLAN.pack(call.encode(), n, half)
+
+    def was_carried_out(self):
+        return self.PLAN.unpack(self.shared[:])[1] == 0
+
+    def each_fault(self, name, slot, check, calls=CALLS, half=False):
+        """
+        Run a command again and again, each time with another call that fails;
+        where there are many, not each one. Returns the calls, with the errors.
+        """
+        errors = {}
+        for call in calls:
+            n = 1
+            done = True
+            while done:
+                self.plan(call, n, half)
+                error = self.command(name, slot)
+                done = self.was_carried_out()
+                self.plan()
+                if not done or half:
+                    self.assertIsNone(error)
+                if error is not None:
+                    self.assertIn('RAM image', error)
+                    self.assertRegex(error, 'Cannot allocate|No space')
+                if done:
+                    errors[call] = error
+                check(call, error)
+                n += 1 + n // 4
+        self.log.info('%s %d: %s', name, slot, errors)
+        return errors
+
+    def check_first_save(self, device):
+        def check(_, error):
+            if error is None:
+                self.assert_exact(1)
+                self.assertIsNone(self.command('discard', 1))
+            self.assert_state('prelaunch')
+            self.assertEqual(self.query()['saved'], [])
+
+        for call in 'mmap', 'ftruncate', 'pwrite':
+            self.start(device, '-S', env=self.preload())
+            errors = self.each_fault('save', 1, check, [call])
+            self.assertIsNotNone(errors[call])
+        self.assertTrue(self.each_fault('save', 1, check, [call], half=True))
+        self.vm.cmd('cont')
+        self.assert_alive()
+
+    def check_commands(self, device, machine):
+        def check(call, error):
+            """The machine was and, unless it was restored, is in state 1."""
+            if call == 'mremap, fixed' and error is not None:
+                # The one fault that comes too late: see the user's guide.
+                self.assertIn('Moving', error)
+                self.assert_state('internal-error')
+                self.assertIn('Reset', self.vm.qmp('cont')['error']['desc'])
+            else:
+                self.assert_state('paused')
+                if error is not None:
+                    self.assert_exact(1)
+            self.assert_restores(2, 1)
+            if name == 'discard':
+                self.assertIsNone(self.command('save', slot))
+            self.vm.cmd('cont')
+            self.assert_alive(5)
+            self.vm.cmd('stop')
+            self.assert_restores(1)
+
+        self.start(device, machine=machine, env=self.preload())
+        self.save_two_states()
+        self.assert_restores(1)
+        for name, slot in (('save', 3), ('save', 1), ('restore', 2),
+                           ('restore', 1), ('discard', 3)):
+            errors = self.each_fault(name, slot, check)
+            if name == 'save' and 'remap' in device:
+                self.assertIsNotNone(errors['pwrite'])
+            if (name, slot) == ('restore', 2) and 'remap' in device:
+                self.assertIsNotNone(errors['mmap'])
+                self.assertIsNotNone(errors['mremap, fixed'])
+        self.assert_restores(2, 1)
+
+    def test_dirty(self):
+        self.check_first_save('snapshot,ram=dirty')
+        self.check_commands('snapshot,ram=dirty', 'pc')
+
+    def test_remap(self):
+        self.check_first_save('snapshot,ram=remap')
+        self.check_commands('snapshot,ram=remap', 'q35')
+
+    def test_file(self):
+        file = self.scratch_file('image')
+        for ram in ('dirty', 'remap'):
+            self.check_first_save(f'snapshot,ram={ram},file={file}')
+            self.check_commands(f'snapshot,ram={ram},file={file}', 'pc')
+
+    def test_no_start(self):
+        """QEMU ends at the start, and says why, if it has no file for RAM."""
+        env = self.preload()
+        ends = 0
+        for n in range(1, 10):
+            self.plan('memfd_create', n)
+            try:
+                self.start('snapshot', env=env)
+            except Exception as e:      # pylint: disable=broad-except
+                ends += 1
+                self.assertEqual(self.vm.exitcode(), 1, e)
+                self.assertIn('-device snapshot: failed to create memfd',
+                              self.vm.get_log())
+                self.assertIn('Too many open files', self.vm.get_log())
+            if not self.was_carried_out():
+                break
+        self.assertEqual(ends, 1)
+
+
+class Resources(Machine):
+    """A host that is really short of something; an image that others reach"""
+
+    # A file system for four images, which only QEMU sees
+    FULL = ('unshare', '-rm', 'sh', '-c', 'mount -t tmpfs -o size=140m none '
+            '"$0" && exec "$@"')
+
+    def fill(self, path):
+        """Take all space there is; returns the file to remove."""
+        filler = Path(f'/proc/{self.vm.get_pid()}/root{path}/filler')
+        with open(filler, 'wb', buffering=0) as f:
+            for size in 1 << 20, 1 << 12:
+                with self.assertRaises(OSError):
+                    while f.write(bytes(size)) == size:
+                        pass
+                    f.write(bytes(1))
+        return filler
+
+    def test_no_space(self):
+        """
+        The file system is full. Catches a bus error for a page of the image
+        that there is no space for.
+        """
+        path = self.scratch_file('full')
+        os.mkdir(path)
+        wrapper = (*self.FULL, path)
+        if subprocess.run([*wrapper, 'true'], stderr=subprocess.PIPE,
+                          check=False).returncode:
+            self.skipTest('no right to mount a tmpfs')
+        for machine, device in self.BOTH:
+            self.start(f'{device},file={path}/image', '-S', machine=machine,
+                       wrapper=wrapper)
+            # Full before anything of the image was read
+            self.assertIsNone(self.command('save', 1))
+            filler = self.fill(path)
+            self.assert_restores(1)
+            filler.unlink()
+            self.vm.cmd('cont')
+            self.save_two_states()
+            filler = self.fill(path)
+            error = None
+            for _ in range(100):        # until there is enough to write
+                self.vm.cmd('cont')
+                self.assert_alive(1)
+                self.vm.cmd('stop')
+                error = self.command('save', 3)
+                if error:
+                    break
+            self.assertIn('RAM image', error)
+            self.assertIn('No space left', error)
+            self.assert_state('paused')
+            self.assert_restores(1, 2)
+            filler.unlink()
+            self.assertIsNone(self.command('save', 3))
+            self.assert_restores(1, 2, 3)
+            self.vm.cmd('cont')
+            self.assert_alive()
+
+    def test_no_descriptors(self):
+        """Commands open no files, so that they need none."""
+        for machine, device in self.BOTH:
+            self.start(device, machine=machine)
+            self.save_two_states()
+            pid = self.vm.get_pid()
+            used = {int(fd) for fd in os.listdir(f'/proc/{pid}/fd')}
+            unused = min(set(range(len(used) + 1)) - used)
+            limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (unused, limits[1]))
+            self.assertIsNone(self.command('save', 3))
+            self.assert_restores(1, 2, 3)
+            self.vm.cmd('cont')
+            self.assert_alive()
+
+    def test_out_of_reach(self):
+        """
+        Nobody truncates an image, which is mapped: anonymous memory does not
+        get smaller, and a file has no name that somebody could find.
+        """
+        for machine, device in self.BOTH:
+            self.start(device, machine=machine)
+            self.save_two_states()
+            with self.assertRaises(PermissionError):
+                os.truncate(self.image(), 0)
+            self.assert_restores(1, 2)
+            path = self.scratch_file('image')
+            self.start(f'{device},file={path}', machine=machine)
+            self.save_two_states()
+            self.assertFalse(os.path.exists(path))
+            self.assertIn(' (deleted)', os.readlink(self.image()))
+            self.assert_restores(1, 2)
+
+
+class Interrupted(Machine):
+    """
+    Four CPUs restore as fast as they can when something happens. Catches a
+    deadlock, and a machine that is left between two states.
+    """
+
+    CPUS = 4
+
+    def storm(self, device, machine, *args, options=''):
+        self.start(f'{device},verify=100', *args, machine=machine,
+                   case='storm', cpus=self.CPUS, options=options)
+        self.assert_alive()
+
+    def assert_no_mismatch(self):
+        self.assert_alive()
+        self.vm.cmd('stop')
+        self.assert_restores(0)
+        info = self.query()
+        self.assertEqual(info['mismatched'], 0, info['mismatches'])
+        self.assertEqual(self.console.read_text(), '')
+
+    def test_stopped_process(self):
+        for machine, device in self.BOTH:
+            self.storm(device, machine)
+            for _ in range(20):
+                self.vm.get_pid()
+                os.kill(self.vm.get_pid(), signal.SIGSTOP)
+                time.sleep(0.02)
+                os.kill(self.vm.get_pid(), signal.SIGCONT)
+                self.assert_alive(1)
+            self.assert_no_mismatch()
+
+    def test_client_gone(self):
+        """A client that does not wait for the answers to its commands"""
+        path = f'{self.socket_dir().name}/qmp'
+        for machine, device in self.BOTH:
+            self.storm(device, machine, '-qmp',
+                       f'unix:{path},server=on,wait=off')
+            self.assertIsNone(self.command('save', 1))
+            for i in range(50):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(self.DEADLINE)
+                    client.connect(path)
+                    client.recv(4096)
+                    client.sendall(b'{"execute": "qmp_capabilities"}')
+                    client.recv(4096)
+                    for name in ('restore', 'save', 'verify')[:1 + i % 3]:
+                        client.sendall(b'{"execute": "x-snapshot-device-%s", '
+                                       b'"arguments": {"slot": 1}}'
+                                       % name.encode())
+                    time.sleep(i % 5 / 1000)
+            self.assert_restores_alive(1)
+            self.assert_no_mismatch()
+
+    def assert_restores_alive(self, slot):
+        self.assertIsNone(self.command('restore', slot))
+        self.assert_alive()
+
+    def test_migration(self):
+        """Commands are refused while it runs, and work when it was cancelled."""
+        for machine, device in self.BOTH:
+            self.storm(device, machine)
+            self.vm.cmd('migrate-set-parameters', max_bandwidth=4096)
+            self.vm.cmd('migrate', uri='exec:cat >/dev/null')
+            self.wait_for_migration('active')
+            for name in 'save', 'restore':
+                self.assertIn('migration is in progress',
+                              self.command(name, 0))
+            restores = self.query()['restores']
+            time.sleep(0.1)
+            self.assertEqual(self.query()['restores'], restores)
+            self.vm.cmd('migrate_cancel')
+            self.wait_for_migration('cancelled')
+            self.assert_no_mismatch()
+
+    def wait_for_migration(self, status):
+        end = time.monotonic() + self.DEADLINE
+        while self.vm.cmd('query-migrate')['status'] != status:
+            self.assertLess(time.monotonic(), end, f'migration not {status}')
+            time.sleep(0.01)
+
+    def assert_ends(self, code):
+        self.vm.wait(timeout=self.DEADLINE)
+        self.assertEqual(self.vm.exitcode(), code, self.vm.get_log())
+
+    def test_quit(self):
+        for machine, device in self.BOTH:
+            for end in 'quit', signal.SIGTERM:
+                self.storm(device, machine)
+                if end == 'quit':
+                    self.vm.qmp('quit')
+                else:
+                    os.kill(self.vm.get_pid(), end)
+                self.assert_ends(0)
+
+    def test_guest_ends(self):
+        """By power management, and with isa-debug-exit"""
+        for machine, device in self.BOTH:
+            for end, code in (1, 0), (2, 33):
+                self.start(device, machine=machine, case='storm',
+                           cpus=self.CPUS, options=f'after=100 end={end}')
+                self.assert_ends(code)
+
+    def test_guest_ends_paused(self):
+        """Back from the power being off"""
+        for machine, device in self.BOTH:
+            self.start(device, '-action', 'shutdown=pause', machine=machine,
+                       options='after=200 end=1')
+            self.assertIsNotNone(
+                self.vm.event_wait('SHUTDOWN', timeout=self.DEADLINE))
+            self.assertIsNotNone(
+                self.vm.event_wait('STOP', timeout=self.DEADLINE))
+            self.assert_state('shutdown')
+            self.assertIn('stopped until its next reset',
+                          self.command('save', 1))
+            self.assert_restores(0)
+            self.vm.cmd('cont')
+            self.assertIsNotNone(
+                self.vm.event_wait('SHUTDOWN', timeout=self.DEADLINE))
+
+
+class TwoSides(Interrupted):
+    """
+    All of four CPUs and the host command as fast as they can, for
+    QEMU_TEST_SNAPSHOT_SECONDS. Catches a deadlock, commands that upset each
+    other, and what grows.
+    """
+
+    SECONDS = int(os.getenv('QEMU_TEST_SNAPSHOT_SECONDS', '10'))
+
+    def sizes(self):
+        """KiB of QEMU's own memory and of the image; open files"""
+        self.vm.cmd('stop')
+        self.assertIsNone(self.command('restore', 0))
+        time.sleep(1)           # until the RCU thread has freed what it has to
+        proc = Path(f'/proc/{self.vm.get_pid()}')
+        text = (proc / 'smaps_rollup').read_text()
+        sizes = (int(re.search(r'^Anonymous: +(\d+)', text, re.M).group(1)),
+                 os.stat(self.image()).st_blocks // 2,
+                 len(os.listdir(proc / 'fd')))
+        self.vm.cmd('cont')
+        return sizes
+
+    def host(self, rng, done):
+        """One command. Slot 0 is the guest's, the others may be empty."""
+        slot = rng.randrange(4)
+        name = rng.choices(('restore', 'save', 'discard', 'verify'),
+                           (80, 10, 5, 5))[0]
+        if slot == 0 and name in ('save', 'discard'):
+            name = 'restore'
+        error = self.command(name, slot)
+        if error is not None:
+            self.assertIn(f'no snapshot in slot {slot}', error)
+        else:
+            done[name] = done.get(name, 0) + 1
+
+    def both(self, device, machine, *args):
+        rng = random.Random(1)
+        done = {}
+        early = None
+        self.storm(device, machine, *args)
+        start = time.monotonic()
+        progress = start
+        restores = 0
+        while time.monotonic() < start + self.SECONDS or len(done) < 4:
+            try:
+                self.host(rng, done)
+            except TimeoutError:
+                self.fail(f'deadlock: no answer in {self.DEADLINE} s, after '
+                          f'{time.monotonic() - start:.0f} s, {done}')
+            if time.monotonic() > progress + self.SECONDS / 5:
+                info = self.query()
+                guest = info['restores'] - done.get('restore', 0)
+                self.assertGreater(guest, restores, 'the guest stands still')
+                restores = guest
+                progress = time.monotonic()
+                early = early or self.sizes()
+        late = self.sizes()
+        self.log.info('%s: %d restores, %s by the host; %s, later %s', device,
+                      self.query()['restores'], done, early, late)
+        self.assert_no_mismatch()
+        self.assertGreater(self.query()['verified'], 0)
+        # Not what the guest has, but what is left over in each restore
+        self.assertLess(late[0] - early[0], 2048)
+        self.assertLess(late[1], 4 * 34 * 1024)
+        self.assertEqual(late[2], early[2])
+
+    def test_dirty(self):
+        self.both('snapshot,ram=dirty', 'pc')
+
+    def test_remap(self):
+        self.both('snapshot,ram=remap', 'q35')
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
