@@ -141,9 +141,7 @@ static bool file_grow(DirtyStore *ds, Error **errp)
             return false;
         }
     }
-    if (ftruncate(ds->parent.fd, size) < 0) {
-        error_setg_errno(errp, errno, "Growing the RAM image to %zu bytes "
-                         "failed", size);
+    if (!ram_snapshot_grow(&ds->parent, size, errp)) {
         return false;
     }
     view = ds->pages ? mremap(ds->pages, ds->mapped, size, MREMAP_MAYMOVE)

@@ -42,6 +42,7 @@ struct RAMSnapshotStore {
     const RAMSnapshotOps *ops;
     int fd;
     char *path;                 /* NULL: anonymous memory */
+    off_t size;                 /* of the file, unless another truncates it */
     Notifier exit;              /* removes @path */
 };
 
@@ -59,6 +60,11 @@ static inline SavedBlock *saved_block(const RAMSnapshot *snap, unsigned i)
 {
     return &g_array_index(snap->blocks, SavedBlock, i);
 }
+
+/**
+ * ram_snapshot_grow: make the store's file at least @size bytes long
+ */
+bool ram_snapshot_grow(RAMSnapshotStore *store, off_t size, Error **errp);
 
 /**
  * ram_snapshot_pwrite: write to the store's file, all or an error

@@ -148,19 +148,14 @@ static bool remap_save(RAMSnapshot *snap, Error **errp)
 {
     RemapSnapshot *rs = remap(snap);
     int fd = snap->store->fd;
-    struct stat st;
     bool zeroed;
     unsigned i;
 
     image_place(rs);
-    if (fstat(fd, &st) < 0 ||
-        (st.st_size < rs->base + snap->size &&
-         ftruncate(fd, rs->base + snap->size) < 0)) {
-        error_setg_errno(errp, errno, "Growing the RAM image to %" PRIu64
-                         " bytes failed", rs->base + snap->size);
+    zeroed = snap->store->size <= rs->base || image_punch(rs);
+    if (!ram_snapshot_grow(snap->store, rs->base + snap->size, errp)) {
         return false;
     }
-    zeroed = st.st_size <= rs->base || image_punch(rs);
     /* Memory mapped from a hole needs space when it is touched, or SIGBUS. */
     if (snap->store->path &&
         fallocate(fd, 0, rs->base, snap->size) < 0 && errno != EOPNOTSUPP) {

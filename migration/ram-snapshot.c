@@ -82,7 +82,8 @@ RAMSnapshotStore *ram_snapshot_store_new(SnapshotDeviceRam mode,
                               "existing file: remove it, or name another.\n");
         }
     } else {
-        fd = qemu_memfd_create("snapshot-ram", 0, false, 0, 0, errp);
+        fd = qemu_memfd_create("snapshot-ram", 0, false, 0,
+                               F_SEAL_SHRINK | F_SEAL_SEAL, errp);
     }
     if (fd < 0) {
         return NULL;
@@ -115,6 +116,34 @@ void ram_snapshot_store_free(RAMSnapshotStore *store)
     g_free(store);
 }
 
+bool ram_snapshot_grow(RAMSnapshotStore *store, off_t size, Error **errp)
+{
+    if (size <= store->size) {
+        return true;
+    }
+    if (ftruncate(store->fd, size) < 0) {
+        error_setg_errno(errp, errno, "Growing the RAM image to %jd bytes "
+                         "failed", (intmax_t)size);
+        return false;
+    }
+    store->size = size;
+    return true;
+}
+
+/* The images are mapped: to read what is no more is a bus error. */
+static bool store_is_truncated(const RAMSnapshotStore *store, Error **errp)
+{
+    struct stat st;
+
+    if (!store->path || (!fstat(store->fd, &st) && st.st_size >= store->size)) {
+        return false;
+    }
+    error_setg(errp, "The RAM image '%s' was truncated", store->path);
+    error_append_hint(errp, "Its snapshots are lost. Start QEMU anew, with a "
+                      "file that nobody else writes to.\n");
+    return true;
+}
+
 SnapshotDeviceRam ram_snapshot_store_mode(const RAMSnapshotStore *store)
 {
     return store->ops->mode;
@@ -144,6 +173,9 @@ bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp)
 {
     RAMBlock *rb;
 
+    if (store_is_truncated(store, errp)) {
+        return true;
+    }
     if (store->ops->mode == SNAPSHOT_DEVICE_RAM_DIRTY && has_vhost()) {
         error_setg(errp, "A vhost device writes to RAM unseen");
         error_append_hint(errp, "Use ram=remap, or a device without vhost.\n");
@@ -242,6 +274,9 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
     RAMBlock *rb;
     unsigned i = 0;
 
+    if (store_is_truncated(snap->store, errp)) {
+        return false;
+    }
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(rb) {
         const SavedBlock *b = saved_block(snap, i);

@@ -38,7 +38,8 @@ SnapshotDeviceRam ram_snapshot_store_mode(const RAMSnapshotStore *store);
 
 /**
  * ram_snapshot_blocked: is there RAM that could not be put back?
- * @errp: set to the RAM block's name and the reason
+ * @errp: set to the RAM block's name and the reason; or the store's file was
+ *        truncated by another process
  */
 bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp);
 
@@ -55,7 +56,8 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp);
 
 /**
  * ram_snapshot_matches: is RAM still made of the blocks that were saved?
- * @errp: set to the first block that came, went or changed its size
+ * @errp: set to the first block that came, went or changed its size; or the
+ *        image is lost, for its file was truncated by another process
  */
 bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp);
 

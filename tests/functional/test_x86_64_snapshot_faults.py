@@ -328,23 +328,32 @@ class Resources(Machine):
             self.vm.cmd('cont')
             self.assert_alive()
 
-    def test_out_of_reach(self):
-        """
-        Nobody truncates an image, which is mapped: anonymous memory does not
-        get smaller, and a file has no name that somebody could find.
-        """
+    def test_sealed(self):
+        """Anonymous memory does not get smaller."""
         for machine, device in self.BOTH:
             self.start(device, machine=machine)
             self.save_two_states()
             with self.assertRaises(PermissionError):
                 os.truncate(self.image(), 0)
             self.assert_restores(1, 2)
-            path = self.scratch_file('image')
-            self.start(f'{device},file={path}', machine=machine)
-            self.save_two_states()
-            self.assertFalse(os.path.exists(path))
-            self.assertIn(' (deleted)', os.readlink(self.image()))
-            self.assert_restores(1, 2)
+
+    def test_truncated(self):
+        """
+        Another process truncates the file. Catches a bus error, and a machine
+        that is not as it was. RAM that is mapped from it could not live on.
+        """
+        path = self.scratch_file('image')
+        self.start(f'snapshot,ram=dirty,file={path}')
+        self.vm.cmd('stop')
+        self.assertIsNone(self.command('save', 1))
+        size = os.stat(path).st_size
+        for shorter in size - 1, 0:
+            os.truncate(path, shorter)
+            for name in 'restore', 'save', 'verify':
+                self.assertIn('was truncated', self.command(name, 1))
+                self.assert_state('paused')
+        self.assertIsNone(self.command('discard', 1))
+        self.assert_state('paused')
 
 
 class Interrupted(Machine):
