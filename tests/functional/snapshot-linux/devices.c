@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Keep devices busy, and see that each of them still does what it should
+ *
+ *     devices KIND=WHERE[:OPTION] ...
+ *
+ * Each argument is a task in a process of its own, which goes through rounds
+ * for ever and fails if it reads something wrong. The host asks for the number
+ * of rounds over the second serial line: "TOKEN\n" is answered with the token
+ * and a number for each task, "stop\n" with the end of it all. So it can see
+ * which devices work after a restore. What is lost because the world outside
+ * did not go back, such as a packet, is asked for again.
+ */
+
+#define _GNU_SOURCE     /* O_DIRECT */
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define GOLDEN          UINT64_C(0x9e3779b97f4a7c15)
+#define MAX_TASKS       24
+
+/* What a task tells its parent; in shared memory, and so part of the machine */
+typedef struct Task {
+    char *kind, *where, *option;
+    uint64_t rounds;
+    char failed[120];
+} Task;
+
+static Task *task;              /* that of this process */
+
+static void __attribute__((format(printf, 1, 2), noreturn))
+fail(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(task->failed, sizeof(task->failed), fmt, ap);
+    va_end(ap);
+    for (;;) {
+        pause();                /* for the parent to tell */
+    }
+}
+
+#define CHECK(what) \
+    ((what) ? (void)0 : fail("%s (%s)", #what, strerror(errno)))
+
+static void round_done(void)
+{
+    __atomic_add_fetch(&task->rounds, 1, __ATOMIC_RELAXED);
+}
+
+/* Open the first file that matches, once it is there. */
+static int open_device(const char *pattern, int flags)
+{
+    glob_t paths;
+    int fd, i;
+
+    /* A driver may still be looking at what there is on its bus. */
+    for (i = 0; i < 1200; i++) {
+        if (!glob(pattern, 0, NULL, &paths)) {
+            fd = open(paths.gl_pathv[0], flags);
+            globfree(&paths);
+            if (fd >= 0) {
+                return fd;
+            }
+        }
+        usleep(50000);
+    }
+    fail("open %s (%s)", pattern, strerror(errno));
+}
+
+/* Word i of a disk, or of a stream, is this. */
+static bool words_are_right(const uint64_t *words, size_t bytes, uint64_t first)
+{
+    size_t i;
+
+    for (i = 0; i < bytes / 8; i++) {
+        if (words[i] != (first + i) * GOLDEN) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Reads at random places, four at a time, none of them from a cache */
+static void task_disk(void)
+{
+    enum { CHUNK = 32768, READS = 16, PROCESSES = 4 };
+    int fd = open_device(task->where, O_RDONLY | O_DIRECT);
+    uint64_t size = lseek(fd, 0, SEEK_END), at;
+    uint64_t *buf;
+    int i;
+
+    CHECK(size >= CHUNK);
+    for (i = 1; i < PROCESSES && fork(); i++) {
+        continue;
+    }
+    srandom(i);
+    CHECK(!posix_memalign((void **)&buf, 4096, CHUNK));
+    for (;;) {
+        for (i = 0; i < READS; i++) {
+            at = random() % (size / CHUNK) * CHUNK;
+            CHECK(pread(fd, buf, CHUNK, at) == CHUNK);
+            if (!words_are_right(buf, CHUNK, at / 8)) {
+                fail("wrong data at %" PRIu64, at);
+            }
+        }
+        round_done();
+    }
+}
+
+/* A socket that uses this network card only */
+static int open_socket(int type, int timeout_ms)
+{
+    struct timeval t = { .tv_usec = timeout_ms * 1000 };
+    struct sockaddr_in to = { .sin_family = AF_INET };
+    int fd = socket(AF_INET, type, 0);
+    char net[16];
+
+    CHECK(fd >= 0);
+    CHECK(!setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, task->where,
+                      strlen(task->where) + 1));
+    CHECK(!setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t)));
+    CHECK(!setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t)));
+    /* ethN has the network 10.N.0.0 */
+    snprintf(net, sizeof(net), "10.%d.0.2", atoi(task->where + 3));
+    to.sin_addr.s_addr = inet_addr(net);
+    to.sin_port = htons(atoi(task->option));
+    if (connect(fd, (struct sockaddr *)&to, sizeof(to))) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static void up_network(void)
+{
+    char command[200], path[64];
+
+    snprintf(path, sizeof(path), "/sys/class/net/%s/address", task->where);
+    close(open_device(path, O_RDONLY));
+    snprintf(command, sizeof(command), "ip addr add 10.%d.0.15/24 dev %s 2>&-; "
+             "ip link set %s up", atoi(task->where + 3), task->where,
+             task->where);
+    CHECK(!system(command));
+}
+
+/* Eight packets at a time, echoed by the host */
+static void task_udp(void)
+{
+    enum { PACKETS = 8, WORDS = 120 };
+    uint64_t packet[WORDS], next = 0;
+    int fd = -1, i, got;
+
+    up_network();
+    while (fd < 0) {
+        fd = open_socket(SOCK_DGRAM, 200);
+    }
+    for (;;) {
+        for (i = 0; i < PACKETS; i++, next++) {
+            packet[0] = next;
+            for (int w = 1; w < WORDS; w++) {
+                packet[w] = (next + w) * GOLDEN;
+            }
+            send(fd, packet, sizeof(packet), 0);
+        }
+        for (got = 0; got < PACKETS; got++) {
+            ssize_t len = recv(fd, packet, sizeof(packet), 0);
+
+            if (len < 0) {
+                break;          /* lost */
+            }
+            CHECK(len == sizeof(packet));
+            if (!words_are_right(packet + 1, len - 8, packet[0] + 1)) {
+                fail("wrong data in packet %" PRIu64, packet[0]);
+            }
+        }
+        if (got == PACKETS) {
+            round_done();
+        }
+    }
+}
+
+/* Downloads, each over a connection of its own */
+static void task_tcp(void)
+{
+    enum { BYTES = 256 << 10 };
+    static uint64_t data[BYTES / 8];
+
+    up_network();
+    for (;;) {
+        int fd = open_socket(SOCK_STREAM, 300);
+        size_t have = 0;
+        ssize_t len;
+
+        if (fd < 0) {
+            continue;
+        }
+        do {
+            len = recv(fd, (char *)data + have, BYTES - have, 0);
+            have += len > 0 ? len : 0;
+        } while (len > 0 && have < BYTES);
+        close(fd);
+        if (!words_are_right(data, have, 0)) {
+            fail("wrong data in %zu bytes", have);
+        }
+        if (have == BYTES) {
+            round_done();
+        }
+    }
+}
+
+/* Records through a port, echoed by the host */
+static void task_serial(void)
+{
+    enum { WORDS = 64 };
+    uint64_t out[WORDS], in[WORDS * 2], next = 0;
+    int fd = open_device(task->where, O_RDWR | O_NONBLOCK);
+    struct pollfd p = { .fd = fd, .events = POLLIN };
+    struct termios tty;
+
+    if (!tcgetattr(fd, &tty)) {
+        cfmakeraw(&tty);
+        tcsetattr(fd, TCSANOW, &tty);
+    }
+    for (;; next++) {
+        const char *from = (char *)out;
+        size_t have = 0, left = sizeof(out);
+        bool echoed = false;
+
+        for (int w = 0; w < WORDS; w++) {
+            out[w] = (next + w) * GOLDEN;
+        }
+        while (left) {
+            ssize_t n = write(fd, from, left);
+
+            if (n > 0) {
+                from += n;
+                left -= n;
+            } else {
+                usleep(1000);
+            }
+        }
+        while (!echoed && poll(&p, 1, 300) == 1) {
+            ssize_t n = read(fd, (char *)in + have, sizeof(in) - have);
+
+            if (n <= 0) {
+                usleep(1000);   /* nobody has opened the host's end yet */
+                continue;
+            }
+            have += n;
+            echoed = memmem(in, have, out, sizeof(out));
+            if (have == sizeof(in)) {
+                /* What is older than the record may go. */
+                memmove(in, in + WORDS, sizeof(out));
+                have = sizeof(out);
+            }
+        }
+        if (echoed) {
+            round_done();
+        }
+    }
+}
+
+/* A source of random numbers does not repeat itself. */
+static void task_rng(void)
+{
+    uint64_t last[4] = { 0 }, now[4];
+    int fd = open_device(task->where, O_RDONLY);
+
+    for (;;) {
+        CHECK(read(fd, now, sizeof(now)) == sizeof(now));
+        CHECK(memcmp(now, last, sizeof(now)));
+        memcpy(last, now, sizeof(now));
+        round_done();
+    }
+}
+
+/* Open the one of /dev/WHAT0, 1, ... whose name in /sys begins so. */
+static int open_by_name(const char *what, const char *sys, int flags)
+{
+    char path[80], name[80];
+    int round, i;
+
+    for (round = 0; round < 1200; round++) {
+        for (i = 0; i < 16; i++) {
+            FILE *f;
+
+            snprintf(path, sizeof(path), sys, i);
+            f = fopen(path, "r");
+            if (f && fgets(name, sizeof(name), f) &&
+                !strncmp(name, task->where, strlen(task->where))) {
+                fclose(f);
+                snprintf(path, sizeof(path), "/dev/%s%d", what, i);
+                return open_device(path, flags);
+            }
+            if (f) {
+                fclose(f);
+            }
+        }
+        usleep(50000);
+    }
+    fail("no %s of the name %s", what, task->where);
+}
+
+/* The host moves the pointer all the time. */
+static void task_input(void)
+{
+    struct { struct timeval time; uint16_t type, code; int32_t value; } event;
+    int fd = open_by_name("input/event", "/sys/class/input/event%d/device/name",
+                          O_RDONLY);
+
+    for (;;) {
+        CHECK(read(fd, &event, sizeof(event)) == sizeof(event));
+        if (event.type == 3 /* EV_ABS */) {
+            CHECK(event.code < 2 && event.value >= 0 && event.value < 32768);
+            round_done();
+        }
+    }
+}
+
+/*
+ * Sound goes out as fast as it shall, and comes in. The driver gives up a codec
+ * that does not answer at once, which happens if the host is busy.
+ */
+static void task_sound(void)
+{
+    static char buf[9600];
+    char command[80];
+    int fd, v;
+
+    snprintf(command, sizeof(command), "modprobe -r %s; modprobe %s",
+             task->option, task->option);
+    for (v = 0; v < 10 && access(task->where, F_OK); v++) {
+        sleep(v);
+        if (v > 1 && access(task->where, F_OK)) {
+            CHECK(!system(command));
+        }
+    }
+    fd = open_device(task->where, O_RDWR);
+
+    v = 16;                     /* AFMT_S16_LE */
+    CHECK(!ioctl(fd, _IOWR('P', 5, int), &v) && v == 16);
+    v = 2;
+    CHECK(!ioctl(fd, _IOWR('P', 6, int), &v) && v == 2);
+    v = 48000;
+    CHECK(!ioctl(fd, _IOWR('P', 2, int), &v) && v == 48000);
+    for (;;) {
+        CHECK(write(fd, buf, sizeof(buf)) == sizeof(buf));
+        CHECK(read(fd, buf, sizeof(buf)) == sizeof(buf));
+        round_done();
+    }
+}
+
+/* The lower part of a screen, painted in one colour after the other */
+static void task_screen(void)
+{
+    struct {
+        uint32_t xres, yres, virtual[2], offset[2], bits_per_pixel, rest[33];
+    } var;
+    int fd = open_device(task->where, O_RDWR);
+    uint32_t colour = 0;
+    size_t size, i;             /* in words, of a quarter */
+    uint32_t *p;
+
+    CHECK(!ioctl(fd, 0x4600 /* FBIOGET_VSCREENINFO */, &var));
+    size = (size_t)var.xres * var.yres * (var.bits_per_pixel / 8) / 16;
+    p = mmap(NULL, size * 16, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(p != MAP_FAILED);
+    p += size * 3;              /* The console's cursor blinks further up. */
+    for (;;) {
+        colour += 0x01030507;
+        for (i = 0; i < size; i++) {
+            p[i] = colour;
+        }
+        for (i = 0; i < size; i++) {
+            CHECK(p[i] == colour);
+        }
+        usleep(20000);
+        round_done();
+    }
+}
+
+/* A byte of an EEPROM on the SMBus, which is written to and read back */
+static void task_smbus(void)
+{
+    union { uint8_t byte; uint16_t word; uint8_t block[34]; } data;
+    struct {
+        uint8_t read_write, command;
+        uint32_t size;
+        void *data;
+    } access = { .size = 2 /* byte data */, .data = &data };
+    int fd = open_by_name("i2c-", "/sys/class/i2c-dev/i2c-%d/name", O_RDWR);
+    uint8_t n;
+
+    CHECK(!ioctl(fd, 0x0706 /* I2C_SLAVE_FORCE */, 0x50));
+    for (n = 0;; n++) {
+        access.command = n * 3;
+        access.read_write = 0;
+        data.byte = n;
+        CHECK(!ioctl(fd, 0x0720 /* I2C_SMBUS */, &access));
+        access.read_write = 1;
+        CHECK(!ioctl(fd, 0x0720, &access));
+        CHECK(data.byte == n);
+        round_done();
+    }
+}
+
+/* The memory that a balloon leaves goes up and down with the host's wishes. */
+static void task_balloon(void)
+{
+    char line[80];
+    long last = 0, now;
+
+    for (;;) {
+        FILE *f = fopen("/proc/meminfo", "r");
+
+        CHECK(f && fgets(line, sizeof(line), f));
+        CHECK(sscanf(line, "MemTotal: %ld", &now) == 1);
+        fclose(f);
+        if (now != last) {
+            round_done();
+        }
+        last = now;
+        usleep(10000);
+    }
+}
+
+/* A register of a device, option bytes into BAR 0: does it keep its value? */
+static void task_register(void)
+{
+    volatile uint32_t *reg;     /* each access is one, where it stands */
+    uint32_t n, inverted = 0;
+    char *bar;
+    int fd = open_device(task->where, O_RDWR | O_SYNC);
+
+    bar = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(bar != MAP_FAILED);
+    reg = (uint32_t *)(bar + atoi(task->option));
+    *reg = 1;
+    inverted = *reg ^ 1;        /* edu's gives the complement */
+    for (n = 1;; n++) {
+        if (*reg != (n ^ inverted)) {
+            fail("keeps the state that it has");
+        }
+        *reg = n + 1;
+        usleep(1000);
+        round_done();
+    }
+}
+
+static const struct {
+    const char *kind;
+    void (*run)(void);
+} kinds[] = {
+    { "disk", task_disk },
+    { "udp", task_udp },
+    { "tcp", task_tcp },
+    { "serial", task_serial },
+    { "rng", task_rng },
+    { "input", task_input },
+    { "sound", task_sound },
+    { "screen", task_screen },
+    { "smbus", task_smbus },
+    { "balloon", task_balloon },
+    { "register", task_register },
+};
+
+static void start(Task *t, char *arg)
+{
+    unsigned i;
+    char *c;
+
+    /* The kernel's command line has no place for blanks. */
+    for (c = arg; *c; c++) {
+        *c = *c == '_' ? ' ' : *c;
+    }
+    t->kind = strsep(&arg, "=");
+    t->where = arg;
+    t->option = arg ? strrchr(arg, ':') : NULL;
+    if (t->option) {
+        *t->option++ = '\0';
+    }
+    for (i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
+        if (!strcmp(kinds[i].kind, t->kind) && t->where && !fork()) {
+            task = t;
+            setpgid(0, 0);
+            kinds[i].run();
+        }
+    }
+}
+
+static void answer(FILE *line, const char *token, const Task *tasks, int n)
+{
+    int i;
+
+    fprintf(line, "%s", token);
+    for (i = 0; i < n; i++) {
+        if (tasks[i].failed[0]) {
+            fprintf(line, ";FAILED %s", tasks[i].failed);
+        } else {
+            fprintf(line, ";%" PRIu64, tasks[i].rounds);
+        }
+    }
+    fprintf(line, "\n");
+}
+
+int main(int argc, char **argv)
+{
+    Task *tasks = mmap(NULL, MAX_TASKS * sizeof(Task), PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    FILE *in = fopen("/dev/ttyS1", "r"), *out = fopen("/dev/ttyS1", "w");
+    struct termios tty;
+    char token[64];
+    int i;
+
+    if (tasks == MAP_FAILED || !in || !out || argc > MAX_TASKS ||
+        tcgetattr(fileno(in), &tty)) {
+        perror("devices");
+        return 1;
+    }
+    tty.c_lflag &= ~ECHO;
+    tty.c_oflag &= ~OPOST;
+    tcsetattr(fileno(in), TCSANOW, &tty);
+    for (i = 1; i < argc; i++) {
+        start(&tasks[i - 1], argv[i]);
+    }
+    printf("devices: go\n");
+    fflush(stdout);
+    while (fgets(token, sizeof(token), in)) {
+        token[strcspn(token, "\n")] = '\0';
+        if (!strcmp(token, "stop")) {
+            return 0;
+        }
+        answer(out, token, tasks, argc - 1);
+        fflush(out);
+    }
+    return 1;
+}

@@ -1,0 +1,473 @@
+#!/usr/bin/env python3
+#
+# Functional test of the devices that the snapshot device restores, or refuses
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+from array import array
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+import random
+import re
+import socket
+import textwrap
+import threading
+import time
+
+from qemu_test import QemuSystemTest
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / 'docs/system/devices/snapshot-devices.rst.inc'
+
+
+TABLE_HEAD = '''\
+..
+   SPDX-License-Identifier: GPL-2.0-or-later
+   Made by a run of the test; see docs/devel/snapshot-testing.rst.
+
+.. list-table::
+   :header-rows: 1
+   :widths: 30 45 25
+
+   * - Device
+     - After a restore
+     - What the guest did
+'''
+
+
+def table_row(*columns):
+    """As docs/system/devices/snapshot-devices.rst.inc has it"""
+    return ''.join(
+        textwrap.fill(text, width=78, subsequent_indent=' ' * 7,
+                      initial_indent='     - ' if i else '   * - ',
+                      break_long_words=False, break_on_hyphens=False) + '\n'
+        for i, text in enumerate(columns))
+
+
+@dataclass
+class Device:
+    """
+    A row of the table. What the guest does with it are tasks of
+    tests/functional/snapshot-linux/devices.c, by the drivers named.
+    """
+    name: str
+    args: str
+    drivers: str
+    tasks: str
+    does: str
+    caveat: str = ''
+
+
+def words(base, count):
+    """What devices.c expects a disk, or a stream, to consist of"""
+    golden, mask = 0x9e3779b97f4a7c15, (1 << 64) - 1
+    return array('Q', ((base + i) * golden & mask for i in range(count)))
+
+
+class Host:
+    """
+    What the guest's devices talk to: a UDP and a TCP server, and a listener
+    that sends back all it gets.
+    """
+
+    def __init__(self, directory):
+        self.stream = words(0, 32768).tobytes()
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(('127.0.0.1', 0))
+        self.port = self.udp.getsockname()[1]
+        self.tcp = socket.create_server(('127.0.0.1', self.port))
+        self.echo = socket.socket(socket.AF_UNIX)
+        self.echo_path = os.path.join(directory, 'echo')
+        self.echo.bind(self.echo_path)
+        self.echo.listen()
+        self.run(self.serve_udp)
+        self.run(self.accept, self.tcp, self.send_stream)
+        self.run(self.accept, self.echo, self.send_back)
+
+    @staticmethod
+    def run(function, *args):
+        threading.Thread(target=function, args=args, daemon=True).start()
+
+    def close(self):
+        for s in self.udp, self.tcp, self.echo:
+            s.close()
+
+    def serve_udp(self):
+        try:
+            while True:
+                self.udp.sendto(*self.udp.recvfrom(2048))
+        except OSError:
+            pass
+
+    def accept(self, listener, serve):
+        try:
+            while True:
+                self.run(serve, listener.accept()[0])
+        except OSError:
+            pass
+
+    def send_stream(self, connection):
+        try:
+            with connection:
+                connection.sendall(self.stream)
+        except OSError:
+            pass
+
+    @staticmethod
+    def send_back(connection):
+        try:
+            with connection:
+                while data := connection.recv(4096):
+                    connection.sendall(data)
+        except OSError:
+            pass
+
+
+def network(n, model):
+    """The nth network card, ethN, at a network of its own, 10.N.0.0"""
+    return (f'-netdev user,id=n{n},net=10.{n}.0.0/24 '
+            f'-device {model},netdev=n{n}')
+
+
+def network_tasks(n):
+    return f'udp=eth{n}:PORT tcp=eth{n}:PORT'
+
+
+DISK = '-drive if=none,id={},format=raw,file=DISK,'
+CONNECTIONS = 'connections break'
+PACKETS = 'UDP echoes and TCP downloads'
+READS = 'random reads, four at a time'
+CONTENT = 'the content does not go back'
+
+VIRTIO = (
+    Device('virtio-blk',
+           DISK.format('vda') + 'readonly=on -device virtio-blk-pci,drive=vda',
+           'virtio_blk', 'disk=/dev/vda', READS, CONTENT),
+    Device('virtio-scsi, scsi-hd',
+           DISK.format('sda') + 'readonly=on -device virtio-scsi-pci,id=vs '
+           '-device scsi-hd,bus=vs.0,drive=sda',
+           'virtio_scsi,sd_mod', 'disk=/dev/sda', READS, CONTENT),
+    Device('virtio-net', network(0, 'virtio-net-pci'), 'virtio_net',
+           network_tasks(0), PACKETS, CONNECTIONS),
+    Device('virtio-rng', '-device virtio-rng-pci', 'virtio-rng',
+           'rng=/dev/hwrng', 'reads of random numbers'),
+    Device('virtio-serial, virtserialport',
+           '-chardev socket,id=echo,path=ECHO -device virtio-serial-pci,id=ser '
+           '-device virtserialport,bus=ser.0,chardev=echo',
+           'virtio_console', 'serial=/dev/vport*p1', 'echoes',
+           'what was on its way is lost'),
+    Device('virtio-balloon', '-device virtio-balloon-pci', 'virtio_balloon',
+           'balloon=meminfo', 'its size going up and down'),
+    Device('virtio-tablet', '-device virtio-tablet-pci', 'virtio_input,evdev',
+           'input=QEMU_Virtio_Tablet', 'movements'),
+    Device('virtio-vga', '-device virtio-vga', 'virtio-gpu',
+           'screen=/dev/fb0', 'painting'),
+)
+
+Q35 = (
+    Device('AHCI, ide-hd',
+           DISK.format('ide') + 'snapshot=on -device ide-hd,drive=ide',
+           'ahci,sd_mod', 'disk=/dev/sda', READS, CONTENT),
+    Device('e1000e', network(0, 'e1000e'), 'e1000e', network_tasks(0), PACKETS,
+           CONNECTIONS),
+    Device('qemu-xhci, usb-storage',
+           '-device qemu-xhci,id=xhci ' + DISK.format('usb') +
+           'readonly=on -device usb-storage,bus=xhci.0,drive=usb',
+           'xhci-pci,usb-storage', 'disk=/dev/sdb', READS, CONTENT),
+    Device('usb-tablet', '-device usb-tablet,bus=xhci.0',
+           'usbhid,hid-generic,evdev', 'input=QEMU_QEMU_USB_Tablet',
+           'movements'),
+    Device('intel-hda, hda-duplex',
+           '-audiodev none,id=a -device intel-hda '
+           '-device hda-duplex,audiodev=a',
+           'snd-hda-intel,snd-hda-codec-generic,snd-pcm-oss',
+           'sound=/dev/dsp:snd-hda-intel', 'playing and recording'),
+    Device('VGA', '-vga std', 'bochs', 'screen=/dev/fb0', 'painting'),
+    Device('ICH9 SMBus, smbus-eeprom', '', 'i2c-i801,i2c-dev', 'smbus=SMBus',
+           'writes and reads'),
+)
+
+PC = (
+    Device('PIIX IDE, ide-hd',
+           DISK.format('ide') + 'snapshot=on -device ide-hd,drive=ide',
+           'ata_piix,sd_mod', 'disk=/dev/sda', READS, CONTENT),
+    Device('e1000', network(0, 'e1000'), 'e1000', network_tasks(0), PACKETS,
+           CONNECTIONS),
+    Device('rtl8139', network(1, 'rtl8139'), '8139cp', network_tasks(1),
+           PACKETS, CONNECTIONS),
+    Device('lsi53c895a, scsi-hd',
+           DISK.format('lsi') + 'readonly=on -device lsi53c895a,id=lsi '
+           '-device scsi-hd,bus=lsi.0,drive=lsi',
+           'sym53c8xx', 'disk=/dev/sdb', READS, CONTENT),
+    Device('UHCI, usb-tablet', '-usb -device usb-tablet',
+           'uhci-hcd,usbhid,hid-generic,evdev', 'input=QEMU_QEMU_USB_Tablet',
+           'movements'),
+    Device('AC97', '-audiodev none,id=a -device AC97,audiodev=a',
+           'snd-intel8x0,snd-pcm-oss', 'sound=/dev/dsp:snd-intel8x0',
+           'playing and recording'),
+    Device('cirrus-vga', '-vga cirrus', 'cirrus', 'screen=/dev/fb0',
+           'painting'),
+    Device('PIIX4 SMBus, smbus-eeprom', '', 'i2c-piix4,i2c-dev', 'smbus=SMBus',
+           'writes and reads'),
+)
+
+
+EDU = (
+    Device('edu', '-device edu,addr=0x10', '',
+           'register=/sys/bus/pci/devices/0000:00:10.0/resource0:4',
+           'writes to a register'),
+)
+
+# What the machine is refused for, asked right after it was made
+REFUSED = {
+    'nvme': '-device nvme,serial=1',
+    'ufs': '-device ufs',
+    'rocker': '-device rocker,name=r',
+    'virtio-sound': '-audiodev none,id=a -device virtio-sound-pci,audiodev=a',
+    'virtio-crypto': '-object cryptodev-backend-builtin,id=c '
+                     '-device virtio-crypto-pci,cryptodev=c',
+    'usb-audio': '-audiodev none,id=a -device qemu-xhci '
+                 '-device usb-audio,audiodev=a',
+    'usb-net': '-device qemu-xhci -netdev user,id=n '
+               '-device usb-net,netdev=n',
+    'usb-serial': '-device qemu-xhci -chardev null,id=c '
+                  '-device usb-serial,chardev=c',
+    'usb-uas': '-device qemu-xhci -device usb-uas',
+    'usb-mtp': '-device qemu-xhci -device usb-mtp,rootdir=/tmp',
+    'usb-wacom-tablet': '-device qemu-xhci -device usb-wacom-tablet',
+    'amd-iommu': '-device amd-iommu',
+    'ivshmem-plain': '-object memory-backend-ram,id=m,size=1M,share=on '
+                     '-device ivshmem-plain,memdev=m',
+    'virtio-mem': '-m 64,maxmem=1G '
+                  '-object memory-backend-ram,id=m,size=64M '
+                  '-device virtio-mem-pci,memdev=m',
+    'a writable disk': '-drive if=none,id=d,driver=null-co,read-zeroes=on '
+                       '-device virtio-blk-pci,drive=d,id=disk',
+}
+
+ALL = VIRTIO + Q35 + PC + EDU
+
+
+class SnapshotDevices(QemuSystemTest):
+    """
+    A Linux guest keeps devices busy while the host saves and restores it at
+    any moment. Each restore is verified, byte for byte, and after each one
+    every device has to work on. scripts/linux-guest makes the guest.
+    """
+
+    rows = {}                   # of the table that is being made
+
+    SAVES = 4
+    RESTORES = 6                # of each
+
+    def setUp(self):
+        super().setUp()
+        # Seeded, so that a failure has a chance to come back
+        self.rng = random.Random(1)
+        self.host = Host(self.socket_dir().name)
+        self.serial = Path(self.log_file('serial.log'))
+        self.found = []
+
+    def tearDown(self):
+        self.host.close()
+        super().tearDown()
+
+    @classmethod
+    def tearDownClass(cls):
+        if os.getenv('QEMU_TEST_SNAPSHOT_TABLE'):
+            names = [d.name for d in ALL] + list(REFUSED)
+            TABLE.write_text(TABLE_HEAD + ''.join(cls.rows[n] for n in names))
+
+    def boot(self, machine, devices, *args):
+        linux = Path(os.getenv('QEMU_TEST_SNAPSHOT_LINUX',
+                               ROOT / 'build/linux')) / 'drivers'
+        if not (linux / 'initramfs').exists():
+            self.skipTest(f'no initramfs in {linux}: '
+                          'run scripts/linux-guest --drivers')
+        self.require_device('name "snapshot"')
+        self.require_netdev('user')
+        disk = self.scratch_file('disk')
+        Path(disk).write_bytes(words(0, 1 << 20).tobytes())
+        self.serial.unlink(missing_ok=True)
+        line = os.path.join(self.socket_dir().name, 'line')
+
+        def replace(text):
+            return (text.replace('DISK', disk).replace('ECHO',
+                    self.host.echo_path).replace('PORT', str(self.host.port)))
+
+        drivers = ['virtio_pci'] + [d.drivers for d in devices if d.drivers]
+        self.tasks = [(d, t) for d in devices for t in d.tasks.split()]
+        run = ','.join(['devices'] + [replace(t) for _, t in self.tasks])
+        for d in devices:
+            self.vm.add_args(*replace(d.args).split())
+        self.vm.set_machine(machine)
+        self.vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '256',
+                         '-rtc', 'clock=vm', '-no-reboot',
+                         '-serial', f'file:{self.serial}',
+                         '-chardev', f'socket,id=line,path={line},server=on,'
+                                     'wait=off',
+                         '-serial', 'chardev:line',
+                         '-kernel', str(linux / 'vmlinuz'),
+                         '-initrd', str(linux / 'initramfs'),
+                         '-append', 'console=ttyS0 panic=-1 quiet '
+                         f'no_timer_check snapshot.modules={",".join(drivers)} '
+                         f'snapshot.run={run}', *args)
+        self.vm.launch()
+        self.line = socket.socket(socket.AF_UNIX)
+        self.line.settimeout(60)
+        self.line.connect(line)
+        self.answers = self.line.makefile('r')
+        self.token = 0
+
+    def output(self):
+        return self.serial.read_text(errors='replace')[-1500:]
+
+    def rounds(self):
+        """How many rounds each task has gone; a string if it failed"""
+        self.token += 1
+        self.line.sendall(f'{self.token}\n'.encode())
+        token, *answers = self.answers.readline().rstrip('\n').split(';')
+        self.assertEqual(token, str(self.token), self.output())
+        self.assertEqual(len(answers), len(self.tasks))
+        return [int(a) if a.isdecimal() else a for a in answers]
+
+    def disturb(self):
+        """What comes from outside"""
+        names = [d.name for d, _ in self.tasks]
+        if any('tablet' in n for n in names):
+            self.vm.cmd('input-send-event', events=[
+                {'type': 'abs', 'data': {'axis': axis, 'value': value}}
+                for axis in ('x', 'y')
+                for value in [self.rng.randrange(32768)]])
+        if 'virtio-balloon' in names:
+            self.vm.cmd('balloon',
+                        value=self.rng.randrange(208, 240, 2) << 20)
+
+    def wait_for_progress(self, timeout=60):
+        """Each task goes on, or has told that it failed."""
+        end = time.monotonic() + timeout
+        first = now = self.rounds()
+        while (idle := [t for (_, t), a, b in zip(self.tasks, first, now)
+                        if isinstance(b, int) and b <= a]):
+            self.assertLess(time.monotonic(), end, f'does not go on: {idle}')
+            self.disturb()
+            time.sleep(0.02)
+            now = self.rounds()
+        return now
+
+    def screen(self):
+        path = self.scratch_file('screen')
+        self.vm.cmd('screendump', filename=path)
+        return Path(path).read_bytes()
+
+    def load(self, machine, devices, ram, *args):
+        self.boot(machine, devices, '-device',
+                  f'snapshot,ram={ram},verify=on,allow-writable-disks=on',
+                  *args)
+        end = time.monotonic() + 300
+        while 'devices: go' not in self.output().split('\n'):
+            self.assertLess(time.monotonic(), end, self.output())
+            self.assertTrue(self.vm.is_running(), self.output())
+            time.sleep(0.1)
+        self.log.info('the guest runs')
+        self.wait_for_progress(120)
+        for save in range(self.SAVES):
+            time.sleep(self.rng.uniform(0, 0.1))
+            self.disturb()
+            self.vm.cmd('stop')
+            screen = self.screen()
+            self.vm.cmd('x-snapshot-device-save', slot=save)
+            self.vm.cmd('cont')
+            for i in range(self.RESTORES):
+                now = self.wait_for_progress()
+                time.sleep(self.rng.uniform(0, 0.1))
+                # Into a machine that runs, and one that does not
+                if i % 2:
+                    self.vm.cmd('x-snapshot-device-restore', slot=save)
+                    continue
+                self.vm.cmd('stop')
+                self.vm.cmd('x-snapshot-device-restore', slot=save)
+                self.assertTrue(self.screen() == screen, 'another screen')
+                self.vm.cmd('cont')
+        now = self.wait_for_progress()
+        info = self.vm.cmd('x-query-snapshot-device')
+        self.assertEqual(info['verified'], self.SAVES * self.RESTORES)
+        self.line.sendall(b'stop\n')
+        self.vm.wait(timeout=60)
+        self.log.info('rounds: %s', list(zip([t for _, t in self.tasks], now)))
+        self.report(devices, now, info)
+        self.check_rows()
+
+    def report(self, devices, rounds, info):
+        found = info['mismatches']
+        self.assertEqual(info['mismatched'], 0, found['ram'] + sorted(
+            {d['section'] + ' ' + d['field'] for d in found['devices']}))
+        for device in devices:
+            result = 'exact' + (device.caveat and f'; {device.caveat}')
+            for (d, _), r in zip(self.tasks, rounds):
+                if d is device and isinstance(r, str):
+                    result = 'not put back: ' + r.removeprefix('FAILED ')
+            self.tell(device.name, result, device.does)
+
+    # The table
+
+    def tell(self, name, result, does):
+        self.found.append((name, result, does))
+        self.log.info('%s: %s', name, result)
+
+    def check_rows(self):
+        """What was found is what the manual says, unless it is being made."""
+        Path(self.log_file('devices.json')).write_text(
+            json.dumps(self.found, indent=1))
+        if os.getenv('QEMU_TEST_SNAPSHOT_TABLE'):
+            self.rows.update({row[0]: table_row(*row) for row in self.found})
+            return
+        text = TABLE.read_text()
+        for name, *row in self.found:
+            self.assertIn(table_row(name, *row), text,
+                          'the manual says something else')
+
+    # Under load
+
+    def test_virtio_dirty(self):
+        self.load('q35', VIRTIO, 'dirty', '-smp', '2')
+
+    def test_virtio_remap(self):
+        self.load('q35', VIRTIO, 'remap', '-smp', '2')
+
+    def test_q35_dirty(self):
+        self.load('q35', Q35, 'dirty')
+
+    def test_q35_remap(self):
+        self.load('q35', Q35, 'remap')
+
+    def test_pc_dirty(self):
+        self.load('pc', PC + EDU, 'dirty')
+
+    # Refused
+
+    def test_refused(self):
+        self.require_device('name "snapshot"')
+        for name, args in REFUSED.items():
+            vm = self.get_vm(name=name)
+            vm.set_machine('q35')
+            vm.add_args('-nodefaults', '-accel', 'tcg', '-S',
+                        '-device', 'snapshot', *args.split())
+            vm.launch()
+            reply = vm.qmp('x-snapshot-device-save', slot=0)
+            self.assertEqual(vm.cmd('x-query-snapshot-device')['saved'], [])
+            vm.shutdown()
+            self.tell(name, 'refused: ' + reply['error']['desc'],
+                      'nothing yet')
+        self.check_rows()
+
+    def test_table(self):
+        """The manual tells of no device that was not tried."""
+        rows = re.findall(r'^   \* - ', TABLE.read_text(), re.M)
+        self.assertEqual(len(rows), 1 + len(ALL) + len(REFUSED))
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
