@@ -313,7 +313,7 @@ void apic_send(unsigned cpu, uint32_t icr);     /* waits until accepted */
  * Application processors. The ids are 0 to n - 1; ap_start() sends INIT and
  * SIPI, waits until @fn runs there, on a stack of its own, and returns.
  */
-#define MAX_CPUS        4
+#define MAX_CPUS        8
 
 unsigned cpu_count(void);                       /* from "cpus=" */
 void ap_start(unsigned cpu, void (*fn)(unsigned cpu));
