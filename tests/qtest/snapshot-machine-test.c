@@ -203,6 +203,14 @@ static const MemoryShape memory_shapes[] = {
     { "not reserved", ",memory-backend=m",
       "-m 64 -object memory-backend-ram,id=m,size=64M,reserve=off",
       1 * MiB, 63 * MiB },
+    { "POSIX shared memory", ",memory-backend=m",
+      "-m 64 -object memory-backend-shm,id=m,size=64M", 1 * MiB, 63 * MiB },
+    { "huge pages", ",memory-backend=m",
+      "-m 64 -object memory-backend-memfd,id=m,size=64M,share=off,hugetlb=on",
+      1 * MiB, 63 * MiB },
+    { "huge pages, shared", ",memory-backend=m",
+      "-m 64 -object memory-backend-memfd,id=m,size=64M,hugetlb=on",
+      1 * MiB, 63 * MiB },
     { "locked", "", "-m 64 -overcommit mem-lock=on", 1 * MiB, 63 * MiB },
     { "not dumped, not merged", ",dump-guest-core=off,mem-merge=off", "-m 64",
       1 * MiB, 63 * MiB },
@@ -233,6 +241,23 @@ static bool can_lock_memory(void)
     return can;
 }
 
+/* Has the host this many bytes in huge pages? */
+static bool has_huge_pages(uint64_t size)
+{
+    g_autofree char *text = NULL;
+    uint64_t pages, kib;
+    const char *line;
+
+    g_assert_true(g_file_get_contents("/proc/meminfo", &text, NULL, NULL));
+    line = strstr(text, "HugePages_Free:");
+    if (!line || sscanf(line, "%*s %" SCNu64, &pages) != 1) {
+        return false;
+    }
+    line = strstr(text, "Hugepagesize:");
+    return line && sscanf(line, "%*s %" SCNu64, &kib) == 1 &&
+        pages * kib * KiB >= size;
+}
+
 /*
  * Catches: RAM that is left out or put back wrongly because of its backend, its
  * place or its size.
@@ -248,6 +273,10 @@ static void test_memory_shapes(const void *machine)
         g_test_message("%s", shape->name);
         if (strstr(shape->args, "mem-lock") && !can_lock_memory()) {
             g_test_message("skipped: no right to lock memory");
+            continue;
+        }
+        if (strstr(shape->args, "hugetlb") && !has_huge_pages(64 * MiB)) {
+            g_test_message("skipped: not enough huge pages");
             continue;
         }
         vm = snapshot_vm_start("", "-M %s%s %s", (const char *)machine,
