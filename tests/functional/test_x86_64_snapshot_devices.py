@@ -16,7 +16,7 @@ import textwrap
 import threading
 import time
 
-from qemu_test import QemuSystemTest
+from qemu_test import QemuSystemTest, skipSlowTest
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / 'docs/system/devices/snapshot-devices.rst.inc'
@@ -372,7 +372,7 @@ class SnapshotDevices(QemuSystemTest):
             self.assertTrue(self.vm.is_running(), self.output())
             time.sleep(0.1)
         self.log.info('the guest runs')
-        self.wait_for_progress(120)
+        self.wait_for_progress(300)
         for save in range(self.SAVES):
             time.sleep(self.rng.uniform(0, 0.1))
             self.disturb()
@@ -434,12 +434,14 @@ class SnapshotDevices(QemuSystemTest):
     def test_virtio_dirty(self):
         self.load('q35', VIRTIO, 'dirty', '-smp', '2')
 
+    @skipSlowTest()
     def test_virtio_remap(self):
         self.load('q35', VIRTIO, 'remap', '-smp', '2')
 
     def test_q35_dirty(self):
         self.load('q35', Q35, 'dirty')
 
+    @skipSlowTest()
     def test_q35_remap(self):
         self.load('q35', Q35, 'remap')
 
