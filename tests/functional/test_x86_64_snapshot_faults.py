@@ -422,8 +422,8 @@ class Interrupted(Machine):
             self.vm.cmd('migrate', uri='exec:cat >/dev/null')
             self.wait_for_migration('active')
             for name in 'save', 'restore':
-                self.assertIn('migration is in progress',
-                              self.command(name, 0))
+                self.assertRegex(str(self.command(name, 0)),
+                                 'migration is in progress')
             restores = self.query()['restores']
             time.sleep(0.1)
             self.assertEqual(self.query()['restores'], restores)
