@@ -463,84 +463,16 @@ CASE(pam)
     }
 }
 
-/* Shadow RAM that the second CPU writes to, while the memory map is changed */
-#define SHADOW_START    0xd4000u
-#define SHADOW_PAGES    28u
-
-static struct {
-    shared32 go, change, done;
-    uint32_t cycles;            /* that a change takes */
-} shadow;
-
-/* Writes to each page once, at another moment of a change of the memory map */
-static void write_shadow(unsigned cpu)
-{
-    (void)cpu;
-    while (!shadow.go) {
-        cpu_pause();
-    }
-    for (unsigned i = 0; i < SHADOW_PAGES; i++) {
-        uint32_t change = shadow.change;
-        uint64_t start;
-
-        while (shadow.change == change) {
-            cpu_pause();
-        }
-        start = rdtsc();
-        while (rdtsc() - start < shadow.cycles / SHADOW_PAGES * i) {
-            cpu_pause();
-        }
-        mmio_write(SHADOW_START + i * PAGE_SIZE, 0xbad);
-    }
-    shadow.done = 1;
-    for (;;) {
-        cpu_pause();
-    }
-}
-
-/* With 0xd0000 as PCI's, RAM begins behind it, or else there. */
-static void change_map(unsigned i)
-{
-    shadow.change++;
-    pam_write(2, i & 1 ? 0x30 : 0x33);
-}
-
 /*
- * Catches a write lost by one CPU's changing the memory map under another's:
- * what KVM logged in a memory slot has to be read before the slot goes, but
- * not before the last write to it.
+ * With verify=, catches memory that only system management mode sees: on its
+ * way there, the CPU writes its registers to SMRAM.
  */
-CASE(pam_smp)
+CASE(smi)
 {
-    uint64_t start;
-    unsigned i;
-
-    for (unsigned n = 2; n < 6; n++) {
-        pam_write(n, 0x33);
-    }
-    for (i = 0; i < SHADOW_PAGES; i++) {
-        mmio_write(SHADOW_START + i * PAGE_SIZE, i);
-    }
-    start = rdtsc();
-    for (i = 0; i < 8; i++) {
-        change_map(i);
-    }
-    shadow.cycles = (rdtsc() - start) / 8;
-    ap_start(1, write_shadow);
-
     unsigned pass = snapshot_save();
 
-    for (i = 0; i < SHADOW_PAGES; i++) {
-        check_equal("page", mmio_read(SHADOW_START + i * PAGE_SIZE), i);
-    }
-    shadow.go = 1;
-    for (i = 0; !shadow.done; i++) {
-        change_map(i);
-    }
-    for (i = 0; i < SHADOW_PAGES; i++) {
-        check_equal("written page", mmio_read(SHADOW_START + i * PAGE_SIZE),
-                    0xbad);
-    }
+    /* The firmware's handler returns from commands that it does not know. */
+    asm volatile("outb %%al, $0xb2" : : "a"(0xff), "S"(~pass));
     if (pass < repeats(50)) {
         snapshot_restore();
     }
