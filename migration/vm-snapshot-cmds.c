@@ -142,6 +142,7 @@ void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
     Error *err = NULL;
     g_autoptr(SnapshotDeviceInfo) info = qmp_x_query_snapshot_device(&err);
     SnapshotDeviceSlotList *l;
+    strList *u;
 
     if (hmp_handle_error(mon, err)) {
         return;
@@ -153,6 +154,9 @@ void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
                        " bytes, %" PRIu64 " restores\n", l->value->slot,
                        l->value->ram_size / 1024, l->value->device_size,
                        l->value->restores);
+    }
+    for (u = info->unsaved; u; u = u->next) {
+        monitor_printf(mon, "not saved: %s\n", u->value);
     }
     if (info->restores) {
         monitor_printf(mon, "restores: %" PRIu64 ", last: %" PRIu64 " pages, %"

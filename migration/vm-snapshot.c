@@ -19,6 +19,7 @@
 #include "qapi/qapi-visit-migration.h"
 #include "block/block.h"
 #include "hw/core/cpu.h"
+#include "hw/qdev-core.h"
 #include "hw/virtio/virtio-blk.h"
 #include "migration/global_state.h"
 #include "migration/misc.h"
@@ -62,6 +63,7 @@ struct VMSnapshot {
 
     bool in_progress;
     bool incomplete;            /* @bh has to finish what a vCPU began */
+    bool warned;                /* of devices that are not saved */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
     uint64_t restores;
@@ -186,6 +188,63 @@ static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
  * What may be refused is found out with the vCPUs stopped: while they are being
  * stopped, the BQL is not held, and devices may come and go.
  */
+/* They have no state of their own. */
+static const char *const stateless[] = {
+    "isa-debug-exit", "isa-debugcon", "loader", "pc-dimm", "virtconsole",
+    "virtserialport",
+};
+
+static int has_section(Object *obj, void *opaque)
+{
+    return qemu_device_state_has(obj);
+}
+
+static int add_unsaved(Object *obj, void *opaque)
+{
+    g_autofree char *path = object_get_canonical_path(obj);
+    const char *type = object_get_typename(obj);
+    strList **list = opaque;
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(stateless); i++) {
+        if (!strcmp(type, stateless[i])) {
+            return 0;
+        }
+    }
+    if (!has_section(obj, NULL) &&
+        !object_child_foreach_recursive(obj, has_section, NULL)) {
+        QAPI_LIST_PREPEND(*list, g_strdup_printf("%s (%s)", type, path));
+    }
+    return 0;
+}
+
+/*
+ * QEMU migrates a machine with devices that have no migration state, without a
+ * word.  Of those that belong to a board it is known that they need none.
+ */
+static strList *vm_snapshot_unsaved(void)
+{
+    strList *list = NULL;
+
+    object_child_foreach(machine_get_container("peripheral"), add_unsaved,
+                         &list);
+    object_child_foreach(machine_get_container("peripheral-anon"), add_unsaved,
+                         &list);
+    return list;
+}
+
+static void vm_snapshot_warn_unsaved(VMSnapshot *s)
+{
+    g_autoptr(strList) list = vm_snapshot_unsaved();
+    strList *l;
+
+    for (l = s->warned ? NULL : list; l; l = l->next) {
+        warn_report("snapshot: %s has no migration state: restores leave it "
+                    "as it is", l->value);
+    }
+    s->warned = true;
+}
+
 static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
 {
     g_autoptr(RAMSnapshot) ram = NULL;
@@ -212,6 +271,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     slot->ram = g_steal_pointer(&ram);
     slot->devices = g_steal_pointer(&devices);
     slot->suspended = vm_get_suspended();
+    vm_snapshot_warn_unsaved(s);
     s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, 0);
     return 0;
 }
@@ -611,7 +671,7 @@ int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
 SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned n,
                                              Error **errp)
 {
-    const VMSnapshotSlot *slot = &s->slots[n];
+    const VMSnapshotSlot *slot;
     SnapshotDeviceMismatches *m = NULL;
     RunState was;
 
@@ -627,6 +687,7 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned n,
                    s->config.slots);
         return NULL;
     }
+    slot = &s->slots[n];
     if (!slot->ram) {
         error_setg(errp, "There is no snapshot in slot %u", n);
         return NULL;
@@ -700,6 +761,7 @@ SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s)
         item->restores = slot->restores;
         QAPI_LIST_APPEND(tail, item);
     }
+    info->unsaved = vm_snapshot_unsaved();
     info->verify = s->config.verify;
     info->verified = s->verified;
     info->mismatched = s->mismatched;

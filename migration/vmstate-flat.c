@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "qemu/timer.h"
 #include "io/channel-buffer.h"
+#include "migration/register.h"
 #include "qemu-file.h"
 #include "trace.h"
 #include "vmstate-flat.h"
@@ -51,7 +52,7 @@ struct VMStateFlat {
     unsigned section;           /* the last STEP_SECTION */
     bool failed;
     GByteArray *data;
-    GPtrArray *tmps;            /* of VMSTATE_WITH_TMP fields */
+    GPtrArray *tmps;            /* of VMSTATE_WITH_TMP fields, and OpsField */
     QIOChannelBuffer *out_buffer, *in_buffer;
     QEMUFile *out, *in;
 };
@@ -355,6 +356,47 @@ bool vmstate_flat_add(VMStateFlat *flat, const char *name,
     }
     end_section(flat);
     return !flat->failed;
+}
+
+typedef struct OpsField {
+    VMStateField field;
+    const SaveVMHandlers *ops;
+} OpsField;
+
+static int ops_put(QEMUFile *f, void *opaque, size_t size,
+                   const VMStateField *field, JSONWriter *vmdesc)
+{
+    container_of(field, OpsField, field)->ops->save_state(f, opaque);
+    return 0;
+}
+
+static int ops_get(QEMUFile *f, void *opaque, size_t size,
+                   const VMStateField *field)
+{
+    return container_of(field, OpsField, field)->ops->load_state(
+        f, opaque, field->version_id);
+}
+
+static const VMStateInfo ops_info = {
+    .name = "section without fields",
+    .put = ops_put,
+    .get = ops_get,
+};
+
+void vmstate_flat_add_ops(VMStateFlat *flat, const char *name,
+                          const SaveVMHandlers *ops, void *opaque,
+                          int version_id)
+{
+    OpsField *f = g_new0(OpsField, 1);
+
+    f->field.name = name;
+    f->field.info = &ops_info;
+    f->field.version_id = version_id;
+    f->ops = ops;
+    g_ptr_array_add(flat->tmps, f);
+    begin_section(flat, name, true);
+    add_element(flat, opaque, 0, &f->field);
+    end_section(flat);
 }
 
 void vmstate_flat_part(VMStateFlat *flat, bool in_place)

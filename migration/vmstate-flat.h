@@ -7,6 +7,7 @@
 #ifndef MIGRATION_VMSTATE_FLAT_H
 #define MIGRATION_VMSTATE_FLAT_H
 
+#include "migration/register.h"
 #include "migration/vmstate.h"
 
 /**
@@ -43,6 +44,15 @@ void vmstate_flat_free(VMStateFlat *flat);
 bool vmstate_flat_add(VMStateFlat *flat, const char *name,
                       const VMStateDescription *vmsd, void *opaque,
                       bool present, bool in_place);
+
+/**
+ * vmstate_flat_add_ops: append a section that has no description
+ *
+ * It is serialised each time, and loaded in place if it changed.
+ */
+void vmstate_flat_add_ops(VMStateFlat *flat, const char *name,
+                          const SaveVMHandlers *ops, void *opaque,
+                          int version_id);
 
 /**
  * vmstate_flat_restore: load the sections that are not as they were

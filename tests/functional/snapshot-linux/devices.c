@@ -37,6 +37,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "snapshot.h"
+
 #define GOLDEN          UINT64_C(0x9e3779b97f4a7c15)
 #define MAX_TASKS       24
 
@@ -47,6 +49,8 @@ typedef struct Task {
     char failed[120];
 } Task;
 
+static Task *tasks;
+static int nr_tasks;
 static Task *task;              /* that of this process */
 
 static void __attribute__((format(printf, 1, 2), noreturn))
@@ -470,6 +474,49 @@ static void task_register(void)
     }
 }
 
+/* Each other task goes on from where it was. */
+static void wait_for_others(void)
+{
+    uint64_t from[MAX_TASKS];
+    int i, round;
+
+    for (i = 0; i < nr_tasks; i++) {
+        from[i] = tasks[i].rounds;
+    }
+    for (i = 0; i < nr_tasks; i++) {
+        for (round = 0; &tasks[i] != task && tasks[i].rounds == from[i] &&
+                        !tasks[i].failed[0]; round++) {
+            if (round == 30000) {
+                fail("%s %s stands still", tasks[i].kind, tasks[i].where);
+            }
+            usleep(1000);
+        }
+    }
+}
+
+/* The machine is restored, so many times, by the machine itself. */
+static void task_restore(void)
+{
+    struct snapshot s;
+    int64_t n;
+
+    CHECK(snapshot_open(&s) == 0);
+    wait_for_others();
+    n = snapshot_save(&s, 0);
+    if (n < 0) {
+        fail("save: %s", snapshot_strerror(n));
+    }
+    wait_for_others();
+    if (n < atoi(task->where)) {
+        usleep(n * 7919 % 10000);
+        fail("restore: %s", snapshot_strerror(snapshot_restore(&s, 0)));
+    }
+    for (;;) {
+        usleep(1000);
+        round_done();
+    }
+}
+
 static const struct {
     const char *kind;
     void (*run)(void);
@@ -485,6 +532,7 @@ static const struct {
     { "smbus", task_smbus },
     { "balloon", task_balloon },
     { "register", task_register },
+    { "restore", task_restore },
 };
 
 static void start(Task *t, char *arg)
@@ -511,12 +559,12 @@ static void start(Task *t, char *arg)
     }
 }
 
-static void answer(FILE *line, const char *token, const Task *tasks, int n)
+static void answer(FILE *line, const char *token)
 {
     int i;
 
     fprintf(line, "%s", token);
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < nr_tasks; i++) {
         if (tasks[i].failed[0]) {
             fprintf(line, ";FAILED %s", tasks[i].failed);
         } else {
@@ -528,13 +576,14 @@ static void answer(FILE *line, const char *token, const Task *tasks, int n)
 
 int main(int argc, char **argv)
 {
-    Task *tasks = mmap(NULL, MAX_TASKS * sizeof(Task), PROT_READ | PROT_WRITE,
-                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     FILE *in = fopen("/dev/ttyS1", "r"), *out = fopen("/dev/ttyS1", "w");
     struct termios tty;
     char token[64];
     int i;
 
+    tasks = mmap(NULL, MAX_TASKS * sizeof(Task), PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    nr_tasks = argc - 1;
     if (tasks == MAP_FAILED || !in || !out || argc > MAX_TASKS ||
         tcgetattr(fileno(in), &tty)) {
         perror("devices");
@@ -553,7 +602,7 @@ int main(int argc, char **argv)
         if (!strcmp(token, "stop")) {
             return 0;
         }
-        answer(out, token, tasks, argc - 1);
+        answer(out, token);
         fflush(out);
     }
     return 1;
