@@ -275,7 +275,8 @@ static void step_dma(Model *m)
         to = m->vm->bar.addr + pick(m, 0x40);
         len = pick(m, 64);
     }
-    qtest_writel(qts, DMA_REQUEST, cpu_to_be32(2 | 8));  /* select key 0, read */
+    /* Select key 0 and read it */
+    qtest_writel(qts, DMA_REQUEST, cpu_to_be32(2 | 8));
     qtest_writel(qts, DMA_REQUEST + 4, cpu_to_be32(len));
     qtest_writeq(qts, DMA_REQUEST + 8, cpu_to_be64(to));
     qtest_outl(qts, 0x514, 0);

@@ -21,7 +21,7 @@
 
 struct plan {
     char call[24];              /* its name */
-    int32_t countdown;          /* this one from now fails; 0: it has, or none */
+    int32_t countdown;          /* the nth from now fails; 0: none does */
     int32_t half;               /* it writes half, instead of failing */
 };
 
@@ -54,24 +54,17 @@ static bool fails(const char *call, int error)
 }
 
 /* What the name stands for without this file */
-#define NEXT(name)                                              \
-    static __typeof__(name) *next;                              \
-                                                                \
-    if (!next) {                                                \
-        next = (__typeof__(name) *)dlsym(RTLD_NEXT, #name);     \
-    }
+#define NEXT(name) ((__typeof__(name) *)dlsym(RTLD_NEXT, #name))
 
 int memfd_create(const char *name, unsigned flags)
 {
-    NEXT(memfd_create);
-    return fails("memfd_create", EMFILE) ? -1 : next(name, flags);
+    return fails("memfd_create", EMFILE) ? -1 : NEXT(memfd_create)(name, flags);
 }
 
 void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t off)
 {
-    NEXT(mmap64);
-    return fails("mmap", ENOMEM) ? MAP_FAILED
-                                 : next(addr, len, prot, flags, fd, off);
+    return fails("mmap", ENOMEM) ? MAP_FAILED :
+           NEXT(mmap64)(addr, len, prot, flags, fd, off);
 }
 
 void *mremap(void *old, size_t old_len, size_t len, int flags, ...)
@@ -79,43 +72,38 @@ void *mremap(void *old, size_t old_len, size_t len, int flags, ...)
     va_list ap;
     void *addr = NULL;
 
-    NEXT(mremap);
     if (flags & MREMAP_FIXED) {
         va_start(ap, flags);
         addr = va_arg(ap, void *);
         va_end(ap);
     }
     return fails(flags & MREMAP_FIXED ? "mremap, fixed" : "mremap", ENOMEM)
-           ? MAP_FAILED : next(old, old_len, len, flags, addr);
+           ? MAP_FAILED : NEXT(mremap)(old, old_len, len, flags, addr);
 }
 
 int madvise(void *addr, size_t len, int advice)
 {
-    NEXT(madvise);
-    return fails("madvise", EAGAIN) ? -1 : next(addr, len, advice);
+    return fails("madvise", EAGAIN) ? -1 : NEXT(madvise)(addr, len, advice);
 }
 
 int ftruncate64(int fd, off64_t len)
 {
-    NEXT(ftruncate64);
-    return fails("ftruncate", ENOSPC) ? -1 : next(fd, len);
+    return fails("ftruncate", ENOSPC) ? -1 : NEXT(ftruncate64)(fd, len);
 }
 
 int fallocate64(int fd, int mode, off64_t off, off64_t len)
 {
-    NEXT(fallocate64);
     return fails(mode & FALLOC_FL_PUNCH_HOLE ? "fallocate, punch" : "fallocate",
-                 ENOSPC) ? -1 : next(fd, mode, off, len);
+                 ENOSPC) ? -1 : NEXT(fallocate64)(fd, mode, off, len);
 }
 
 ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t off)
 {
-    NEXT(pwrite64);
     if (fails("pwrite", ENOSPC)) {
         if (!plan->half) {
             return -1;
         }
         len /= 2;
     }
-    return next(fd, buf, len, off);
+    return NEXT(pwrite64)(fd, buf, len, off);
 }
