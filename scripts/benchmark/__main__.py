@@ -29,6 +29,7 @@ import selftest                         # noqa: E402
 
 RESULTS = ROOT / 'build' / 'bench' / 'results.json'
 DOCS = ROOT / 'docs' / 'devel' / 'snapshot-bench.rst.inc'
+FIGURE = DOCS.with_name('snapshot-bench.svg')
 
 
 def command_output(*command):
@@ -169,7 +170,7 @@ def parse_args():
     parser.add_argument('--update-reference', action='store_true',
                         help='make the ratios of this run the reference')
     parser.add_argument('--docs', action='store_true',
-                        help=f'write {DOCS.relative_to(ROOT)}')
+                        help=f'write {DOCS.relative_to(ROOT)} and its figure')
     parser.add_argument('--results', type=Path, metavar='FILE',
                         help='instead of build/bench/results.json; plots lie '
                              'beside it')
@@ -203,7 +204,11 @@ def run(args):
     good = not results['errors']
     if args.docs:
         DOCS.write_text('\n'.join(report.rst(results)))
-        print(f'wrote {DOCS}')
+        figure = (args.results.parent / 'pages.svg').read_text()
+        head, body = figure.split('\n', 1)     # the XML declaration
+        FIGURE.write_text(f'{head}\n<!-- SPDX-License-Identifier: '
+                          f'GPL-2.0-or-later -->\n{body}')
+        print(f'wrote {DOCS} and {FIGURE}')
     if args.update_reference:
         check.update(results)
     if args.check or args.spoil is not None:

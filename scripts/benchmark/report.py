@@ -180,6 +180,9 @@ def rst(results):
     yield ''
     yield from textwrap.wrap(' '.join(host_lines(results)), 79)
     yield ''
+    yield '.. image:: snapshot-bench.svg'
+    yield '   :alt: time of a restore by the number of pages written to'
+    yield ''
     for title, head, lines in methods(r), restores(r, 10), fits(r):
         yield from textwrap.wrap(f'{title}:', 79)
         yield ''
