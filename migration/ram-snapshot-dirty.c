@@ -394,6 +394,9 @@ static void node_merge_delta(ImageNode *node)
         node->delta_len = 0;
         return;
     }
+    if (!from->delta_len) {
+        return;
+    }
     node->delta = g_renew(uint32_t, node->delta, len);
     memcpy(node->delta + node->delta_len, from->delta,
            from->delta_len * sizeof(*from->delta));
