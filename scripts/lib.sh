@@ -11,8 +11,15 @@ build=$root/build
 
 stock=$build/stock/qemu     # QEMU as it was fetched; nobody edits it
 tree=$build/qemu            # the same with our files and patches: edit here
-obj=$build/obj
 tools=$build/tools          # meson and pycotap, where the system's are too old
+
+# SANITIZE=1 in the environment takes a QEMU that looks for bad addresses and
+# undefined behaviour.
+case ${SANITIZE-} in
+'' | 0) obj=$build/obj ;;
+1) obj=$build/asan ;;
+*) echo "${0##*/}: SANITIZE is 1 or nothing" >&2; exit 1 ;;
+esac
 
 # Debian's interpreter, not one of a version manager earlier in PATH: it sees
 # the Python packages that apt installs.
