@@ -316,6 +316,8 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
         return;
     }
     m = vm_snapshot_compare(slot->ram, slot->devices, s->mismatches);
+    /* KVM's TSCs have gone on meanwhile. */
+    cpu_synchronize_all_post_init();
     s->verified++;
     if (m->pages || m->fields) {
         s->mismatched++;
