@@ -606,6 +606,10 @@ static void vm_snapshot_bh(void *opaque)
 
     qemu_bh_cancel(s->bh);
     s->requested = false;
+    /* Whoever asked is no more; and if QEMU ends, nor is all that it takes. */
+    if (runstate_check(RUN_STATE_SHUTDOWN)) {
+        op = VM_SNAPSHOT_NONE;
+    }
     if (op != VM_SNAPSHOT_NONE) {
         ret = vm_snapshot_do(s, op, s->slot, s->since, &err);
         if (ret) {
