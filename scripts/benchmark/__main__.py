@@ -204,10 +204,12 @@ def run(args):
     good = not results['errors']
     if args.docs:
         DOCS.write_text('\n'.join(report.rst(results)))
-        figure = (args.results.parent / 'pages.svg').read_text()
-        head, body = figure.split('\n', 1)     # the XML declaration
-        FIGURE.write_text(f'{head}\n<!-- SPDX-License-Identifier: '
-                          f'GPL-2.0-or-later -->\n{body}')
+        declaration, *figure = [
+            line.rstrip() for line in
+            (args.results.parent / 'pages.svg').read_text().splitlines()]
+        FIGURE.write_text('\n'.join([
+            declaration, '<!--', '  SPDX-License-Identifier: GPL-2.0-or-later',
+            '-->', *figure, '']))
         print(f'wrote {DOCS} and {FIGURE}')
     if args.update_reference:
         check.update(results)
