@@ -116,6 +116,9 @@ def rows(r):
                          ('Linux, q35', r.linux())):
         ratio(f'p99 against median, {what}, 10 pages', tail(record), '1.6–3×',
               2)
+    result.append(Row('p99 against median, memcpy of 100 pages', None, '-',
+                      '-', times(tail(r.floor('memcpy', 100))), None,
+                      "what the host's own interrupts do"))
     ratio('loadvm against a restore, Linux, q35 256M, 10 pages',
           stock_over_ours(r, 'loadvm'), '2000×', 3000, most=False,
           plain=times(divide(median(r.linux('loadvm')),
