@@ -483,7 +483,8 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self)
     bool ok;
 
     if (!vm_snapshot_can_stay_on_vcpu(s, s->slot) ||
-        vm_snapshot_prepare(s, s->slot, NULL)) {
+        vm_snapshot_prepare(s, s->slot, NULL) ||
+        !qemu_device_state_may_load_changed(s->slots[s->slot].devices)) {
         return false;
     }
 

@@ -575,6 +575,23 @@ static bool section_load(VMStateFlat *flat, unsigned first, unsigned end)
     return true;
 }
 
+bool vmstate_flat_may_restore(VMStateFlat *flat)
+{
+    unsigned first, end;
+
+    for (first = 0; first < flat->steps->len; first = end) {
+        const Step *section = &g_array_index(flat->steps, Step, first);
+        bool changed;
+
+        end = section->next;
+        if (!section->in_place &&
+            (!section_check(flat, first, end, &changed) || changed)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool vmstate_flat_restore(VMStateFlat *flat)
 {
     unsigned first, end;

@@ -55,6 +55,14 @@ void vmstate_flat_add_ops(VMStateFlat *flat, const char *name,
                           int version_id);
 
 /**
+ * vmstate_flat_may_restore: are those as they were that must not change?
+ *
+ * To be asked where it would be too late when vmstate_flat_restore() finds out.
+ * That it then succeeds is likely, not certain.
+ */
+bool vmstate_flat_may_restore(VMStateFlat *flat);
+
+/**
  * vmstate_flat_restore: load the sections that are not as they were
  *
  * A section is loaded whole, as vmstate_load_state() would: with its hooks, and
