@@ -48,23 +48,23 @@ static bool apic_bit(unsigned reg, uint8_t vector)
     return apic_read(reg + vector / 32 * 0x10) >> vector % 32 & 1;
 }
 
+static bool pic_requests(uint8_t vector)
+{
+    unsigned irq = vector - IRQ_BASE;
+    uint16_t port = irq < 8 ? 0x20 : 0xa0;
+
+    outb(port, 0x0a);                   /* the IRR is to be read */
+    return inb(port) >> (irq & 7) & 1;
+}
+
 /*
  * Waits, with interrupts off, until one is requested. A busy host may be late
  * to run a timer, though its time has come on all clocks.
  */
 static void wait_for_request(uint8_t vector)
 {
-    unsigned irq = vector - IRQ_BASE;
-    uint16_t port = irq < 8 ? 0x20 : 0xa0;
-
-    if (vector == APIC_VECTOR) {
-        while (!apic_bit(APIC_IRR, vector)) {
-            cpu_pause();
-        }
-        return;
-    }
-    outb(port, 0x0a);
-    while (!(inb(port) >> (irq & 7) & 1)) {
+    while (!(vector == APIC_VECTOR ? apic_bit(APIC_IRR, vector)
+                                   : pic_requests(vector))) {
         cpu_pause();
     }
 }
@@ -73,10 +73,13 @@ static void pit_arm(void)
 {
     uint16_t count = 1193182ull * PERIOD_US / 1000000;
 
-    outb(0x43, 0x30);                   /* channel 0, mode 0: once */
-    pic_unmask_afresh(0);
-    outb(0x40, count);
-    outb(0x40, count >> 8);
+    /* A tick of the BIOS's, due before, may come after the edges were taken. */
+    do {
+        outb(0x43, 0x30);               /* channel 0, mode 0: once */
+        pic_unmask_afresh(0);
+        outb(0x40, count);
+        outb(0x40, count >> 8);
+    } while (pic_requests(IRQ_BASE));
 }
 
 static void pit_stop(void)
