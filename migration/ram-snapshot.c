@@ -330,15 +330,11 @@ void ram_snapshot_verify(const RAMSnapshot *snap, RAMDifferenceFn *fn,
         ram_addr_t off;
 
         for (off = 0; off < b->length; off += size) {
-            const uint8_t *is = b->host + off;
-            const uint8_t *was = snap->store->ops->page(snap, b, off);
-            size_t byte = 0;
+            const uint8_t *found = b->host + off;
+            const uint8_t *saved = snap->store->ops->page(snap, b, off);
 
-            if (memcmp(is, was, size)) {
-                while (is[byte] == was[byte]) {
-                    byte++;
-                }
-                fn(b->idstr, off, byte, opaque);
+            if (memcmp(found, saved, size)) {
+                fn(b->idstr, off, saved, found, opaque);
             }
         }
     }

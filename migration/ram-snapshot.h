@@ -89,10 +89,12 @@ bool ram_snapshot_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp);
 /**
  * RAMDifferenceFn: called for each page that differs
  * @offset: of the page in its block, in bytes
- * @byte: the first that differs in the page
+ * @saved: the page in the image
+ * @found: the page in RAM
  */
 typedef void RAMDifferenceFn(const char *block, ram_addr_t offset,
-                             size_t byte, void *opaque);
+                             const uint8_t *saved, const uint8_t *found,
+                             void *opaque);
 
 /**
  * ram_snapshot_verify: find the pages of RAM that are not as in the image

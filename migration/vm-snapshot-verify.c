@@ -6,10 +6,16 @@
 
 #include "qemu/osdep.h"
 #include "qapi/util.h"
+#include "exec/address-spaces.h"
+#include "exec/memory.h"
+#include "exec/target_page.h"
+#include "hw/core/cpu.h"
 #include "hw/rtc/mc146818rtc_regs.h"
 #include "system/cpu-timers.h"
+#include "system/kvm.h"
 #include "system/system.h"
 #include "trace.h"
+#include "migration/vm-snapshot.h"
 #include "vm-snapshot-verify.h"
 #include "vmstate-compare.h"
 
@@ -22,6 +28,11 @@
 static bool rtc_follows_host(void)
 {
     return rtc_clock != QEMU_CLOCK_VIRTUAL;
+}
+
+static bool apic_is_kvms(void)
+{
+    return kvm_irqchip_in_kernel();
 }
 
 static bool icount_is_on(void)
@@ -75,6 +86,8 @@ static const struct Excuse {
     RTC_TIMER("last_update"),
     RTC_TIMER("offset"),
 #undef RTC_TIMER
+    { "apic", "initial_count_load_time", 0, 0, apic_is_kvms,
+      "when KVM was asked for the rest; it keeps the timer itself" },
 };
 
 static bool is_excused(const DeviceStateDifference *d, size_t byte)
@@ -197,11 +210,52 @@ static void add_field(const DeviceStateDifference *d, void *opaque)
     }
 }
 
-static void add_page(const char *block, ram_addr_t offset, size_t byte,
-                     void *opaque)
-{
-    Counters *c = opaque;
+static VMSnapshotHostWritesFn *host_writes;
 
+void vm_snapshot_excuse_ram(VMSnapshotHostWritesFn *fn)
+{
+    host_writes = fn;
+}
+
+static bool host_wrote(const uint8_t *byte)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        hwaddr addr, length;
+        MemoryRegionSection s;
+        const uint8_t *first;
+
+        if (!host_writes || !host_writes(cpu, &addr, &length)) {
+            continue;
+        }
+        s = memory_region_find(get_system_memory(), addr, length);
+        if (!s.mr) {
+            continue;
+        }
+        first = memory_region_is_ram(s.mr) ?
+            memory_region_get_ram_ptr(s.mr) + s.offset_within_region : NULL;
+        length = int128_get64(s.size);
+        memory_region_unref(s.mr);
+        if (first && byte >= first && byte < first + length) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void add_page(const char *block, ram_addr_t offset,
+                     const uint8_t *saved, const uint8_t *found, void *opaque)
+{
+    const size_t size = qemu_target_page_size();
+    Counters *c = opaque;
+    size_t byte = 0;
+
+    while (saved[byte] == found[byte] || host_wrote(&found[byte])) {
+        if (++byte == size) {
+            return;
+        }
+    }
     trace_vm_snapshot_page_differs(block, offset, byte);
     count_page(c->once, block, offset, byte);
     if (c->sum) {
