@@ -527,6 +527,11 @@ static void paging_init(void)
     write_cr3((uintptr_t)directory[0]);
 }
 
+static void paging_refused(struct frame *frame)
+{
+    skip("this KVM refuses page tables of 32 bits, at %x", frame->eip);
+}
+
 /*
  * Catches a paging mode, a page table or a TLB entry of after the save that
  * survives it: the window must show what it showed at the save, with no flush
@@ -537,6 +542,12 @@ CASE(paging)
     unsigned pass;
 
     paging_init();
+    if (option("kvm", 0)) {
+        irq_handle(13, paging_refused);
+        write_cr0(read_cr0() | CR0_PG);
+        write_cr0(read_cr0() & ~CR0_PG);
+        irq_handle(13, NULL);
+    }
 
     pass = snapshot_save();             /* without paging ... */
     check(!(read_cr0() & CR0_PG), "paging is on, pass %u", pass);
@@ -701,6 +712,8 @@ CASE(long_mode)
     check(r[3] & 1 << 29, "no long mode");
     write_cr0(read_cr0() & ~(CR0_EM | CR0_TS));
     write_cr4(read_cr4() | CR4_OSFXSR);
+    /* A KVM that cannot emulate it shall tell so now. */
+    asm volatile("movd %eax, %xmm0");
 
     pass = snapshot_save();             /* in 32 bits ... */
     check(!(read_cr0() & CR0_PG), "paging is on");

@@ -154,13 +154,21 @@ static unsigned uart_drain(uint8_t first)
     return n;
 }
 
+/* Between two looks at a device that waits for QEMU's main loop to lock it */
+static void leave_main_loop_alone(void)
+{
+    for (unsigned i = 0; i < 100; i++) {
+        cpu_pause();
+    }
+}
+
 /* Loops @n bytes back to the FIFO, which holds what arrived before as well. */
 static void uart_fill(uint8_t first, unsigned n)
 {
     while (n--) {
         outb(UART, first++);
         while (!(inb(UART + 5) & 0x20)) {
-            cpu_pause();
+            leave_main_loop_alone();
         }
     }
 }

@@ -175,6 +175,9 @@ void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void noreturn fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void noreturn finish(bool passed);
 
+/* Ends it with "SKIP <case>: ...": for what only some KVMs can do. */
+void noreturn skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
 #define check(cond, ...)                                                \
     do {                                                                \
         if (!(cond)) {                                                  \

@@ -135,6 +135,18 @@ void noreturn fail(const char *fmt, ...)
     finish(false);
 }
 
+void noreturn skip(const char *fmt, ...)
+{
+    va_list ap;
+
+    say("SKIP %s: ", case_name);
+    va_start(ap, fmt);
+    vsay(fmt, ap);
+    va_end(ap);
+    say("\n");
+    finish(false);
+}
+
 /* The value that follows "<key>=" in the command line; NULL: not there */
 static const char *find_option(const char *key)
 {

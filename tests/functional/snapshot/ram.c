@@ -316,7 +316,7 @@ static uintptr_t video_memory(void)
  */
 CASE(vram)
 {
-    const uint32_t size = 16 << 20;
+    const uint32_t size = option("mb", 16) << 20;
     uintptr_t lfb = video_memory();
     uint32_t seed = 99, sum, got;
     uint8_t misc;
