@@ -14,11 +14,12 @@ tree=$build/qemu            # the same with our files and patches: edit here
 tools=$build/tools          # meson and pycotap, where the system's are too old
 
 # SANITIZE=1 in the environment takes a QEMU that looks for bad addresses and
-# undefined behaviour.
+# undefined behaviour, SANITIZE=thread one that looks for data races.
 case ${SANITIZE-} in
 '' | 0) obj=$build/obj ;;
 1) obj=$build/asan ;;
-*) echo "${0##*/}: SANITIZE is 1 or nothing" >&2; exit 1 ;;
+thread) obj=$build/tsan ;;
+*) echo "${0##*/}: SANITIZE is 1, thread, or nothing" >&2; exit 1 ;;
 esac
 
 # Debian's interpreter, not one of a version manager earlier in PATH: it sees

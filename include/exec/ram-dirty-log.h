@@ -81,11 +81,14 @@ void ram_dirty_log_add_word(RAMDirtyLog *log, size_t word, unsigned long bits);
 static inline bool ram_dirty_log_is_clean(ram_addr_t addr)
 {
     RAMDirtyLog *log = qatomic_rcu_read(&ram_list.dirty_log);
+    ram_addr_t page;
 
-    if (likely(!log) || addr >> log->page_bits >= log->nr_pages) {
+    if (likely(!log)) {
         return false;
     }
-    return !test_bit(addr >> log->page_bits, log->bitmap);
+    page = addr >> log->page_bits;
+    return page < log->nr_pages &&
+        !(qatomic_read(&log->bitmap[BIT_WORD(page)]) & BIT_MASK(page));
 }
 
 #endif /* EXEC_RAM_DIRTY_LOG_H */
