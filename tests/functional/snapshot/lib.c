@@ -123,28 +123,28 @@ void noreturn finish(bool passed)
     }
 }
 
+static void noreturn end_with(const char *word, const char *fmt, va_list ap)
+{
+    say("%s %s: ", word, case_name);
+    vsay(fmt, ap);
+    say("\n");
+    finish(false);
+}
+
 void noreturn fail(const char *fmt, ...)
 {
     va_list ap;
 
-    say("FAIL %s: ", case_name);
     va_start(ap, fmt);
-    vsay(fmt, ap);
-    va_end(ap);
-    say("\n");
-    finish(false);
+    end_with("FAIL", fmt, ap);
 }
 
 void noreturn skip(const char *fmt, ...)
 {
     va_list ap;
 
-    say("SKIP %s: ", case_name);
     va_start(ap, fmt);
-    vsay(fmt, ap);
-    va_end(ap);
-    say("\n");
-    finish(false);
+    end_with("SKIP", fmt, ap);
 }
 
 /* The value that follows "<key>=" in the command line; NULL: not there */
