@@ -27,6 +27,7 @@
 #include "system/block-backend.h"
 #include "system/cpu-timers.h"
 #include "system/cpus.h"
+#include "system/kvm.h"
 #include "system/replay.h"
 #include "system/reset.h"
 #include "system/runstate.h"
@@ -44,6 +45,7 @@ typedef struct VMSnapshotSlot {
     RAMSnapshot *ram;           /* NULL in an empty slot */
     DeviceStateImage *devices;
     bool suspended;             /* the guest slept (ACPI S3) */
+    bool virtio;                /* the machine has devices of it */
     uint64_t restores;
 } VMSnapshotSlot;
 
@@ -245,6 +247,14 @@ static void vm_snapshot_warn_unsaved(VMSnapshot *s)
     s->warned = true;
 }
 
+static bool vm_snapshot_has_virtio(void)
+{
+    bool several;
+
+    return object_resolve_path_type("", TYPE_VIRTIO_DEVICE, &several) ||
+        several;
+}
+
 static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
 {
     g_autoptr(RAMSnapshot) ram = NULL;
@@ -271,6 +281,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     slot->ram = g_steal_pointer(&ram);
     slot->devices = g_steal_pointer(&devices);
     slot->suspended = vm_get_suspended();
+    slot->virtio = vm_snapshot_has_virtio();
     vm_snapshot_warn_unsaved(s);
     s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, 0);
     return 0;
@@ -460,15 +471,43 @@ static bool vm_snapshot_needs_drain(void)
 /*
  * A restore may be carried out on a vCPU's own thread if nothing but the vCPUs
  * and the main loop, which the BQL keeps away, touches the machine: no thread
- * or request of the block layer, no accelerator that has state of its own.
+ * or request of the block layer.
+ *
+ * With KVM, only a vCPU's own thread can get at its state while no vCPU was
+ * told to stop; and of the handlers of the run state, which are called then,
+ * virtio's take and give back KVM's ioeventfds, and wait for the main loop.
  */
 static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
 {
     const VMSnapshotSlot *slot = &s->slots[n];
 
-    return tcg_enabled() && runstate_is_running() && slot->ram &&
+    return (tcg_enabled() || (kvm_enabled() && !CPU_NEXT(first_cpu) &&
+                              !slot->virtio)) &&
+        runstate_is_running() && slot->ram &&
         !slot->suspended && vm_snapshot_is_incremental(s, slot) &&
         !vm_snapshot_not_now(NULL) && !vm_snapshot_needs_drain();
+}
+
+/*
+ * Clocks stand still.  Those of KVM, and its devices, are told by handlers of
+ * the run state; with TCG, no handler has to do anything.
+ */
+static void vm_snapshot_stop_on_vcpu(void)
+{
+    cpu_disable_ticks();
+    if (kvm_enabled()) {
+        runstate_set(RUN_STATE_RESTORE_VM);
+        vm_state_notify(0, RUN_STATE_RESTORE_VM);
+    }
+}
+
+static void vm_snapshot_start_on_vcpu(void)
+{
+    cpu_enable_ticks();
+    if (kvm_enabled()) {
+        runstate_set(RUN_STATE_RUNNING);
+        vm_state_notify(1, RUN_STATE_RUNNING);
+    }
 }
 
 /*
@@ -480,27 +519,28 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self)
 {
     int64_t t_stop = get_clock(), t_load, t_start, t_end;
     CPUState *cpu;
-    bool ok;
+    bool ok = false;
 
     if (!vm_snapshot_can_stay_on_vcpu(s, s->slot) ||
-        vm_snapshot_prepare(s, s->slot, NULL) ||
-        !qemu_device_state_may_load_changed(s->slots[s->slot].devices)) {
+        vm_snapshot_prepare(s, s->slot, NULL)) {
         return false;
     }
 
+    vm_snapshot_stop_on_vcpu();
     t_load = get_clock();
     s->last_pages = 0;
     s->in_progress = true;
-    cpu_disable_ticks();
-    ok = vm_snapshot_load_changed(s, s->slot);
-    cpu_enable_ticks();
+    if (qemu_device_state_may_load_changed(s->slots[s->slot].devices)) {
+        ok = vm_snapshot_load_changed(s, s->slot);
+        s->incomplete = !ok;
+    }
     s->in_progress = false;
-    s->incomplete = !ok;
+    t_start = get_clock();
+    vm_snapshot_start_on_vcpu();
     if (!ok) {
         return false;
     }
 
-    t_start = get_clock();
     s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, 0);
     CPU_FOREACH(cpu) {
         if (cpu != self && !cpu_thread_is_idle(cpu)) {
