@@ -50,12 +50,13 @@ class SnapshotSoak(QemuSystemTest):
                 last, alive = done, time.monotonic() + 30
             time.sleep(0.02)
 
-    def soak(self, machine, *args, restores=RESTORES):
+    def soak(self, machine, *args, restores=RESTORES, accel='tcg'):
+        self.require_accelerator(accel.split(',')[0])
         self.require_device('name "snapshot"')
         guest = self.scratch_file('guest.elf')
         build_guest(guest)
         self.set_machine(machine)
-        self.vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '32',
+        self.vm.add_args('-nodefaults', '-accel', accel, '-m', '32',
                          '-rtc', 'clock=vm', '-kernel', guest,
                          '-append', 'case=bench pages=10',
                          '-device', 'snapshot,verify=1000', *args)
@@ -73,6 +74,13 @@ class SnapshotSoak(QemuSystemTest):
 
     def test_pc(self):
         self.soak('pc')
+
+    def test_kvm(self):
+        self.soak('pc', accel='kvm')
+
+    def test_kvm_ring(self):
+        """Each entry of a ring is used many times."""
+        self.soak('q35', accel='kvm,dirty-ring-size=1024')
 
     @skipSlowTest()
     def test_q35_devices(self):
