@@ -181,14 +181,16 @@ class Machine:
 
     # Guest
 
-    def wait_console(self, text, timeout=240):
+    def wait_boot(self, text, timeout=240):
         end = time.monotonic() + timeout
         while text not in self.console_text:
             if self.process.poll() is not None:
                 self.fail('QEMU ended')
+            if self.qmp('query-status')['status'] == 'internal-error':
+                self.fail('the machine stopped')
             if time.monotonic() > end:
                 self.fail(f'the guest did not say "{text}"')
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def type(self, line):
         self.console.sendall(line.encode() + b'\n')

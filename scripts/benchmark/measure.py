@@ -116,7 +116,7 @@ class Bench:
             return records
 
         with self._machine(setup, *device) as m:
-            m.wait_console('bench: ready')
+            m.wait_boot('bench: ready')
             time.sleep(0.2)     # for the guest to have come to its read()
             for again, pages in enumerate(pages_list):
                 mark = self._mark(setup, engine, pages)
@@ -239,7 +239,7 @@ class Bench:
 
     @staticmethod
     def _touch(m, pages):
-        m.wait_console('bench: ready')
+        m.wait_boot('bench: ready')
         m.type(f'touch {pages}')
         m.wait_dots(1)
 

@@ -2,6 +2,7 @@
 """What a run measures, in which order, and about how long that takes"""
 
 import collections
+from pathlib import Path
 
 from measure import Effort, Setup, kvm_missing
 
@@ -112,6 +113,10 @@ class Plan:
                                   n)
         for accel in KVM, KVM_RING:
             self.restores(Setup('bare', 'pc', 8192, accel), 'dirty', 10)
+        if Path('/sys/module/kvm_pvm').exists():
+            self.skipped.append(('Linux with KVM', 'kvm_pvm emulates it, and '
+                                 'does not know all instructions'))
+            return
         for engine in 'dirty', 'remap':
             self.restores(Setup('linux', 'q35', 256, KVM), engine, 10)
 

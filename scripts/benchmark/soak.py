@@ -41,7 +41,7 @@ def sample(machine):
 
 
 def soak(machine, restores):
-    machine.wait_console('bench: ready')
+    machine.wait_boot('bench: ready')
     machine.type('restore 10 1000')
     samples = []
     start = time.monotonic()
