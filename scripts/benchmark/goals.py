@@ -94,6 +94,9 @@ def rows(r):
             rate(f'TCG bare metal, {machine} 128M, {pages} pages',
                  r.bare(machine=machine, pages=pages),
                  r.bare('remap', machine, pages=pages), prototype, goal)
+    result.append(Row('memcpy of 1000 pages', None, '-', '-',
+                      thousands(per_second(r.floor('memcpy', 1000))), None,
+                      'no restore is faster'))
     for ram in 256, 1024:
         rate(f'TCG Linux, q35 {ram}M, 10 pages', r.linux(ram=ram),
              r.linux('remap', ram=ram), '18k', 35000)
