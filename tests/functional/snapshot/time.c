@@ -69,17 +69,26 @@ static void wait_for_request(uint8_t vector)
     }
 }
 
-static void pit_arm(void)
+static void pit_count(void)
 {
     uint16_t count = 1193182ull * PERIOD_US / 1000000;
 
-    /* A tick of the BIOS's, due before, may come after the edges were taken. */
-    do {
-        outb(0x43, 0x30);               /* channel 0, mode 0: once */
-        pic_unmask_afresh(0);
-        outb(0x40, count);
-        outb(0x40, count >> 8);
-    } while (pic_requests(IRQ_BASE));
+    outb(0x43, 0x30);                   /* channel 0, mode 0: once */
+    pic_unmask_afresh(0);
+    outb(0x40, count);
+    outb(0x40, count >> 8);
+}
+
+static void pit_arm(void)
+{
+    pit_count();
+    /*
+     * One tick of the BIOS's, due before, may come after the edges were taken.
+     * A slow processor may find that its own time has come.
+     */
+    if (pic_requests(IRQ_BASE)) {
+        pit_count();
+    }
 }
 
 static void pit_stop(void)
