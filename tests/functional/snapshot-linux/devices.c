@@ -29,6 +29,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -474,6 +475,73 @@ static void task_register(void)
     }
 }
 
+/* A file of the host's is there, in a directory that the host exports. */
+static void task_export(void)
+{
+    struct stat st;
+    char path[64];
+
+    snprintf(path, sizeof(path), "/tmp/%s", task->option);
+    CHECK(!mount(task->where, "/tmp", "9p", MS_RDONLY,
+                 "trans=virtio,version=9p2000.L"));
+    for (;;) {
+        CHECK(!stat(path, &st));
+        usleep(1000);
+        round_done();
+    }
+}
+
+/* Send a command to a TPM; the length of the answer, without its header. */
+static ssize_t tpm(int fd, void *command, size_t length, uint8_t *answer)
+{
+    uint32_t code;
+    ssize_t got;
+
+    CHECK(write(fd, command, length) == (ssize_t)length);
+    got = read(fd, answer, 512);
+    CHECK(got >= 10);
+    memcpy(&code, answer + 6, sizeof(code));
+    if (code) {
+        fail("the TPM says 0x%x", ntohl(code));
+    }
+    memmove(answer, answer + 10, got - 10);
+    return got - 10;
+}
+
+/* A register of a TPM changes when it is extended, and at no other time. */
+static void task_tpm(void)
+{
+    static uint8_t extend[65] = {
+        0x80, 0x02, 0, 0, 0, 65, 0, 0, 0x01, 0x82,      /* PCR_Extend */
+        0, 0, 0, 16, 0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0,
+        0, 0, 0, 1, 0, 11,                              /* by a SHA-256 */
+    };
+    static uint8_t read[20] = {
+        0x80, 0x01, 0, 0, 0, 20, 0, 0, 0x01, 0x7e,      /* PCR_Read */
+        0, 0, 0, 1, 0, 11, 3, 0, 0, 1,
+    };
+    int fd = open_device(task->where, O_RDWR);
+    uint8_t answer[512], last[32];
+    bool first = true, extended = false;
+
+    for (;;) {
+        ssize_t length = tpm(fd, read, sizeof(read), answer);
+        const uint8_t *now = answer + length - sizeof(last);
+
+        CHECK(length > (ssize_t)sizeof(last));
+        if (!first && extended == !memcmp(now, last, sizeof(last))) {
+            fail("the register is not as it was");
+        }
+        memcpy(last, now, sizeof(last));
+        first = false;
+        extended = !extended;
+        if (extended) {
+            tpm(fd, extend, sizeof(extend), answer);
+        }
+        round_done();
+    }
+}
+
 /* Each other task goes on from where it was. */
 static void wait_for_others(void)
 {
@@ -532,6 +600,8 @@ static const struct {
     { "smbus", task_smbus },
     { "balloon", task_balloon },
     { "register", task_register },
+    { "export", task_export },
+    { "tpm", task_tpm },
     { "restore", task_restore },
 };
 
