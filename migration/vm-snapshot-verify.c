@@ -30,7 +30,7 @@ static bool rtc_follows_host(void)
     return rtc_clock != QEMU_CLOCK_VIRTUAL;
 }
 
-static bool apic_is_kvms(void)
+static bool irqchip_is_kvms(void)
 {
     return kvm_irqchip_in_kernel();
 }
@@ -86,8 +86,10 @@ static const struct Excuse {
     RTC_TIMER("last_update"),
     RTC_TIMER("offset"),
 #undef RTC_TIMER
-    { "apic", "initial_count_load_time", 0, 0, apic_is_kvms,
+    { "apic", "initial_count_load_time", 0, 0, irqchip_is_kvms,
       "when KVM was asked for the rest; it keeps the timer itself" },
+    { "i8259", "irr", 0, 0, irqchip_is_kvms,
+      "KVM's timer runs from when it is loaded, and may have fired since" },
     { "tpm-emulator", "state_blobs.volatil.buffer", 0, 0, always,
       "what the TPM's process makes of it, with a clock that runs on" },
 };
@@ -271,8 +273,8 @@ SnapshotDeviceMismatches *vm_snapshot_compare(const RAMSnapshot *ram,
 {
     Counters c = { g_new0(SnapshotDeviceMismatches, 1), sum };
 
-    /* RAM first: serialising a device may write to it. */
-    ram_snapshot_verify(ram, add_page, &c);
+    /* First devices: KVM's timers do not wait, and saving may write to RAM. */
     qemu_device_state_verify(devices, add_field, &c);
+    ram_snapshot_verify(ram, add_page, &c);
     return c.once;
 }
