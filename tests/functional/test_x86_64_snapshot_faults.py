@@ -37,8 +37,9 @@ class Machine(QemuSystemTest):
     # After what time something that should happen is not going to
     DEADLINE = 60 * PATIENCE
 
-    def start(self, device, *args, machine='pc', cpus=1, options='',
-              wrapper=(), env=None):
+    def start(self, device, *args, machine='pc', accel='tcg', cpus=1,
+              options='', wrapper=(), env=None):
+        self.require_accelerator(accel)
         self.require_device('name "snapshot"')
         self.console = Path(self.scratch_file('console'))
         guest = self.scratch_file('guest.elf')
@@ -52,7 +53,7 @@ class Machine(QemuSystemTest):
         vm._wrapper = wrapper
         vm._qmp_timer = self.DEADLINE
         vm.set_machine(machine)
-        vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '16', '-smp',
+        vm.add_args('-nodefaults', '-accel', accel, '-m', '16', '-smp',
                     str(cpus), '-rtc', 'clock=vm', '-kernel', guest,
                     '-append', f'case=storm cpus={cpus} {options}',
                     '-chardev', f'file,id=debug,path={self.console}',
@@ -365,13 +366,11 @@ class Resources(Machine):
 
 
 class Storm(Machine):
-    """Four CPUs restore as fast as they can."""
+    """CPUs restore as fast as they can."""
 
-    CPUS = 4
-
-    def storm(self, device, machine, *args, options=''):
+    def storm(self, device, machine, *args, cpus=4, **options):
         self.start(f'{device},verify=100', *args, machine=machine,
-                   cpus=self.CPUS, options=options)
+                   cpus=cpus, **options)
         self.assert_alive()
 
     def assert_no_mismatch(self):
@@ -462,7 +461,7 @@ class Interrupted(Storm):
         """By power management, and with isa-debug-exit"""
         for machine, device in self.BOTH:
             for end, code in (1, 0), (2, 33):
-                self.start(device, machine=machine, cpus=self.CPUS,
+                self.start(device, machine=machine, cpus=4,
                            options=f'after=100 end={end}')
                 self.assert_ends(code)
 
@@ -486,12 +485,15 @@ class Interrupted(Storm):
 
 class TwoSides(Storm):
     """
-    All of four CPUs and the host command as fast as they can, for
+    All CPUs and the host command as fast as they can, for
     QEMU_TEST_SNAPSHOT_SECONDS. Catches a deadlock, commands that upset each
     other, and what grows.
     """
 
     SECONDS = int(os.getenv('QEMU_TEST_SNAPSHOT_SECONDS', '10'))
+
+    # s; without, the host keeps the guest from running where KVM emulates it
+    PAUSE = 0.05
 
     def sizes(self):
         """KiB of QEMU's own memory and of the image; open files"""
@@ -519,17 +521,18 @@ class TwoSides(Storm):
         else:
             done[name] = done.get(name, 0) + 1
 
-    def both(self, device, machine, *args):
+    def both(self, device, machine, pause=0, **options):
         rng = random.Random(1)
         done = {}
         early = None
-        self.storm(device, machine, *args)
+        self.storm(device, machine, **options)
         start = time.monotonic()
         progress = start
         restores = 0
         while time.monotonic() < start + self.SECONDS or len(done) < 4:
             try:
                 self.host(rng, done)
+                time.sleep(rng.uniform(0, pause))
             except TimeoutError:
                 self.fail(f'deadlock: no answer in {self.DEADLINE} s, after '
                           f'{time.monotonic() - start:.0f} s, {done}')
@@ -555,6 +558,13 @@ class TwoSides(Storm):
 
     def test_remap(self):
         self.both('snapshot,ram=remap', 'q35')
+
+    def test_kvm(self):
+        """A vCPU that restores on its own thread, another in the main loop"""
+        self.both('snapshot,ram=dirty', 'pc', self.PAUSE, accel='kvm', cpus=1)
+
+    def test_kvm_smp(self):
+        self.both('snapshot,ram=dirty', 'q35', self.PAUSE, accel='kvm', cpus=2)
 
 
 if __name__ == '__main__':

@@ -1,16 +1,22 @@
 #!/usr/bin/env python3
 #
 # snapshot-seeds.py DIRECTORY
+# snapshot-seeds.py --pack DIRECTORY...
 #
 # Inputs for generic-fuzz-snapshot-* to start from: what a guest does with the
-# device. Coverage alone leads there slowly, for the fuzzer has to guess 32 bits
-# of a command.
+# device, as coverage alone leads there slowly, for the fuzzer has to guess 32
+# bits of a command; and what earlier runs came to, in snapshot-corpus.txt. With
+# --pack, write that file.
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import base64
+import hashlib
 from pathlib import Path
 import struct
 import sys
+
+CORPUS = Path(__file__).with_name('snapshot-corpus.txt')
 
 # As in generic_fuzz.c
 READ, WRITE, CLOCK_STEP = 2, 3, 9
@@ -58,12 +64,30 @@ SEEDS = {
 }
 
 
-def main(directory):
+def unpack(directory):
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, operations in SEEDS.items():
         (directory / name).write_bytes(SEPARATOR.join(operations))
+    for line in CORPUS.read_text().splitlines():
+        if not line.startswith('#'):
+            data = base64.b64decode(line)
+            # As libFuzzer names them
+            (directory / hashlib.sha1(data).hexdigest()).write_bytes(data)
+
+
+def pack(*directories):
+    inputs = {f.read_bytes() for d in directories for f in Path(d).iterdir()}
+    CORPUS.write_text(''.join([
+        '# SPDX-License-Identifier: GPL-2.0-or-later\n',
+        '# Inputs for generic-fuzz-snapshot-*, in base64: see '
+        'snapshot-seeds.py\n',
+        *sorted(base64.b64encode(i).decode() + '\n' for i in inputs)]))
+    print(f'{CORPUS}: {len(inputs)} inputs')
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    if sys.argv[1] == '--pack':
+        pack(*sys.argv[2:])
+    else:
+        unpack(sys.argv[1])
