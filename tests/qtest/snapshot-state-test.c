@@ -676,7 +676,7 @@ static void test_soak(const void *machine)
             sum += growth[part];
         }
     }
-    /* A leak shows in the mean and in the median, an allocator's moods in one. */
+    /* A leak shows in the mean and the median, an allocator's mood in one. */
     qsort(growth, PARTS, sizeof(growth[0]), compare_ints);
     g_assert_cmpint(MIN(growth[PARTS / 2], sum / (PARTS - 1)), <, 256);
     g_assert_cmpint(count_mappings(vm), <, mappings + RESTORES / 10);

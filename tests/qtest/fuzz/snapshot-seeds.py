@@ -78,11 +78,10 @@ def unpack(directory):
 
 def pack(*directories):
     inputs = {f.read_bytes() for d in directories for f in Path(d).iterdir()}
-    CORPUS.write_text(''.join([
-        '# SPDX-License-Identifier: GPL-2.0-or-later\n',
-        '# Inputs for generic-fuzz-snapshot-*, in base64: see '
-        'snapshot-seeds.py\n',
-        *sorted(base64.b64encode(i).decode() + '\n' for i in inputs)]))
+    head = [line for line in CORPUS.read_text().splitlines(True)
+            if line.startswith('#')]
+    CORPUS.write_text(''.join(
+        head + sorted(base64.b64encode(i).decode() + '\n' for i in inputs)))
     print(f'{CORPUS}: {len(inputs)} inputs')
 
 
