@@ -88,8 +88,12 @@ static const struct Excuse {
 #undef RTC_TIMER
     { "apic", "initial_count_load_time", 0, 0, irqchip_is_kvms,
       "when KVM was asked for the rest; it keeps the timer itself" },
-    { "i8259", "irr", 0, 0, irqchip_is_kvms,
-      "KVM's timer runs from when it is loaded, and may have fired since" },
+#define PIC_REQUEST(field) \
+    { "i8259", (field), 0, 0, irqchip_is_kvms, \
+      "KVM's timer runs from when it is loaded, and may have fired since" }
+    PIC_REQUEST("irr"),
+    PIC_REQUEST("last_irr"),
+#undef PIC_REQUEST
     { "tpm-emulator", "state_blobs.volatil.buffer", 0, 0, always,
       "what the TPM's process makes of it, with a clock that runs on" },
 };
