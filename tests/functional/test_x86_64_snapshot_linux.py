@@ -61,7 +61,7 @@ class SnapshotLinux(QemuSystemTest):
             return []
         return text.replace('\r', '').split('\n')
 
-    def wait_for_line(self, line, timeout=60):
+    def wait_for_line(self, line, timeout=300):
         end = time.monotonic() + timeout
         while line not in self.output():
             self.assertTrue(self.vm.is_running(), f'QEMU ended before: {line}')
@@ -224,7 +224,7 @@ class SnapshotLinux(QemuSystemTest):
 
     def test_absent(self):
         self.boot('pc', 'snapshotctl,info')
-        self.vm.wait(timeout=60)
+        self.vm.wait(timeout=300)
         output = self.output()
         self.assertIn('snapshotctl: no snapshot device: start QEMU with '
                       '-device snapshot', output)
