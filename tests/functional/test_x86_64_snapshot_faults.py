@@ -499,11 +499,14 @@ class TwoSides(Storm):
         """KiB of QEMU's own memory and of the image; open files"""
         self.vm.cmd('stop')
         self.assertIsNone(self.command('restore', 0))
-        time.sleep(1)           # until the RCU thread has freed what it has to
         proc = Path(f'/proc/{self.vm.get_pid()}')
-        text = (proc / 'smaps_rollup').read_text()
-        sizes = (int(re.search(r'^Anonymous: +(\d+)', text, re.M).group(1)),
-                 os.stat(self.image()).st_blocks // 2,
+        memory = []
+        for _ in range(3):
+            time.sleep(1)       # The RCU thread frees what it has to.
+            text = (proc / 'smaps_rollup').read_text()
+            memory.append(int(re.search(r'^Anonymous: +(\d+)', text,
+                                        re.M).group(1)))
+        sizes = (min(memory), os.stat(self.image()).st_blocks // 2,
                  len(os.listdir(proc / 'fd')))
         self.vm.cmd('cont')
         return sizes
@@ -541,8 +544,8 @@ class TwoSides(Storm):
                 guest = info['restores'] - done.get('restore', 0)
                 self.assertGreater(guest, restores, 'the guest stands still')
                 restores = guest
-                progress = time.monotonic()
                 early = early or self.sizes()
+                progress = time.monotonic()
         late = self.sizes()
         self.log.info('%s: %d restores, %s by the host; %s, later %s', device,
                       self.query()['restores'], done, early, late)
