@@ -511,7 +511,7 @@ static void vm_snapshot_start_on_vcpu(void)
 }
 
 /*
- * The short way of a restore: no thread is woken, no handler of a stop called.
+ * The short way of a restore: no thread is woken, nothing drained.
  * The BQL is held, this vCPU is between two instructions, and no other is in
  * cpu_exec().
  */
