@@ -116,6 +116,64 @@ class Shapes(QemuSystemTest):
         self.assertEqual((info['verified'], info['mismatched']), (3, 0),
                          info['mismatches'])
 
+    def start_with_tables(self, size, ram):
+        """Stopped before the firmware, and so many bytes of ACPI tables more"""
+        table = Path(self.scratch_file('table'))
+        table.write_bytes(b'x' * 1024)
+        args = ['-acpitable', f'sig=OEM1,data={table}'] * (size // 1024)
+        rest = Path(self.scratch_file('rest'))
+        rest.write_bytes(b'x' * (size % 1024))
+        vm = self.get_vm(name=f'{time.monotonic_ns()}')
+        vm.set_machine('q35')
+        vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '32M', '-S',
+                    '-device', f'snapshot,ram={ram},verify=on', *args,
+                    '-acpitable', f'sig=OEM2,data={rest}')
+        vm.launch()
+        return vm
+
+    def tables_block(self, vm):
+        """Bytes used of the RAM block that has ACPI's tables"""
+        blocks = vm.cmd('human-monitor-command', command_line='info ramblock')
+        line = next(l for l in blocks.splitlines() if 'etc/acpi/tables' in l)
+        return int(line.split()[-4], 16)
+
+    def test_resized(self):
+        """
+        ACPI's tables leave no room in their block. When firmware has placed
+        the PCI configuration space, a table tells where, and the block grows.
+        """
+        self.set_machine('q35')
+        fits, fits_not = 0, 128 * 1024
+        while fits_not - fits > 1:
+            size = (fits + fits_not) // 2
+            vm = self.start_with_tables(size, 'dirty')
+            if self.tables_block(vm) == 128 * 1024:
+                fits = size
+            else:
+                fits_not = size
+            vm.shutdown()
+        for ram in 'dirty', 'remap':
+            vm = self.start_with_tables(fits, ram)
+            vm.cmd('x-snapshot-device-save', slot=0)
+            vm.cmd('cont')
+            end = time.monotonic() + 60
+            while self.tables_block(vm) == 128 * 1024:
+                self.assertLess(time.monotonic(), end, 'it did not grow')
+                time.sleep(0.05)
+            reply = vm.qmp('x-snapshot-device-restore', slot=0)
+            self.assertIn("etc/acpi/tables' was resized after the save",
+                          reply['error']['desc'])
+            vm.cmd('x-snapshot-device-save', slot=1)
+            for _ in range(5):
+                # All tables are written again
+                vm.cmd('system_reset')
+                time.sleep(0.3)
+                vm.cmd('x-snapshot-device-restore', slot=1)
+            info = vm.cmd('x-query-snapshot-device')
+            self.assertEqual((info['verified'], info['mismatched']), (5, 0),
+                             info['mismatches'])
+            vm.shutdown()
+
 
 if __name__ == '__main__':
     QemuSystemTest.main()
