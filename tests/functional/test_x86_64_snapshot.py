@@ -188,6 +188,9 @@ class Guest:
     def test_pam(self):
         self.run_case('pam')
 
+    def test_windows(self):
+        self.run_case('windows')
+
     def test_dma(self):
         blob = Path(self.scratch_file('blob'))
         blob.write_bytes(b'\xb8\x0d\x60\x0d\x60\xc3' + os.urandom(65530))

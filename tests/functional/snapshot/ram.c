@@ -463,6 +463,80 @@ CASE(pam)
     }
 }
 
+/* What a chipset's register maps, at @here once firmware is done */
+struct window {
+    unsigned devfn, reg, probe;
+    uint32_t here, there;
+    bool port;
+};
+
+static uint32_t window_read(const struct window *w, uint32_t base)
+{
+    return w->port ? inw(base + w->probe) : mmio_read(base + w->probe);
+}
+
+static void check_windows(struct window *w, bool moved)
+{
+    for (; w->reg; w++) {
+        uint32_t here = window_read(w, w->here);
+        uint32_t there = window_read(w, w->there);
+        uint32_t value = w->port ? 0x20 : w->devfn ? 0x12345678 : pci_read(0, 0);
+
+        check((moved ? there : here) == value && here != there,
+              "%x:%x: %x at %x, %x at %x, moved %u", w->devfn, w->reg, here,
+              w->here, there, w->there, moved);
+    }
+}
+
+static void move_windows(struct window *w, bool moved)
+{
+    for (; w->reg; w++) {
+        pci_write(w->devfn, w->reg, (moved ? w->there : w->here) | 1);
+    }
+}
+
+/*
+ * Catches what a chipset maps (ACPI's ports; with q35 the root complex and PCI's
+ * configuration space) coming back in the register but not in the map, where a
+ * register beside it changed, or the window moved.
+ */
+CASE(windows)
+{
+    struct window i440fx[] = {
+        { 0x0b, 0x40, 2, .there = 0xb000, .port = true }, { 0 }
+    };
+    struct window q35[] = {
+        { 0xf8, 0x40, 2, .there = 0xb000, .port = true },
+        { 0xf8, 0xf0, 0x310c, .there = 0xfed18000 },
+        { 0, 0x60, 0, .there = 0x80000000 }, { 0 }
+    };
+    struct window *w = pci_read(0, 0) == 0x12378086 ? i440fx : q35;
+    unsigned pass;
+
+    for (unsigned i = 0; w[i].reg; i++) {
+        w[i].here = pci_read(w[i].devfn, w[i].reg) & ~1u;
+    }
+    outw(w->here + w->probe, 0x20);
+    if (w == q35) {
+        mmio_write(w[1].here + w[1].probe, 0x12345678);
+    }
+    for (unsigned at_save = 0; at_save < 2; at_save++) {
+        move_windows(w, at_save);
+        pass = snapshot_save();
+        check_windows(w, at_save);
+        for (unsigned i = 0; w[i].reg; i++) {
+            pci_write(w[i].devfn, 0x3c, pass & 0xff);
+        }
+        if (pass & 1) {
+            move_windows(w, !at_save);
+            check_windows(w, !at_save);
+        }
+        if (pass < repeats(50)) {
+            snapshot_restore();
+        }
+    }
+}
+
 /*
  * With verify=, catches memory that only system management mode sees: on its
  * way there, the CPU writes its registers to SMRAM.
