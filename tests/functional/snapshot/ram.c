@@ -496,8 +496,8 @@ static void move_windows(struct window *w, bool moved)
 }
 
 /*
- * Catches what a chipset maps (ACPI's ports; with q35 the root complex and PCI's
- * configuration space) coming back in the register but not in the map, where a
+ * Catches what a chipset maps (ACPI's ports; with q35 the root complex and the
+ * PCI configuration space) coming back in the register, not in the map, where a
  * register beside it changed, or the window moved.
  */
 CASE(windows)
