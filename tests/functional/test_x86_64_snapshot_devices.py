@@ -329,7 +329,11 @@ class SnapshotDevices(QemuSystemTest):
         return self.serve(
             self.build_file('storage-daemon', 'qemu-storage-daemon'),
             '--blockdev', f'file,node-name=f,filename={disk},read-only=on',
-            '--export', 'vhost-user-blk,id=e,node-name=f,writable=off,'
+            # So slow that there is always a request under way
+            '--object', 'throttle-group,id=t,limits.iops-total=500',
+            '--blockdev', 'throttle,node-name=slow,throttle-group=t,file=f,'
+            'read-only=on',
+            '--export', 'vhost-user-blk,id=e,node-name=slow,writable=off,'
             'addr.type=unix,addr.path=SOCKET')
 
     def serve_tpm(self):
