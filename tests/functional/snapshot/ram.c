@@ -480,7 +480,8 @@ static void check_windows(struct window *w, bool moved)
     for (; w->reg; w++) {
         uint32_t here = window_read(w, w->here);
         uint32_t there = window_read(w, w->there);
-        uint32_t value = w->port ? 0x20 : w->devfn ? 0x12345678 : pci_read(0, 0);
+        uint32_t value = w->port ? 0x20 :
+                         w->devfn ? 0x12345678 : pci_read(0, 0);
 
         check((moved ? there : here) == value && here != there,
               "%x:%x: %x at %x, %x at %x, moved %u", w->devfn, w->reg, here,
