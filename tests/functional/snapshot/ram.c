@@ -466,7 +466,7 @@ CASE(pam)
 /* What a chipset's register maps, at @here once firmware is done */
 struct window {
     unsigned devfn, reg, probe;
-    uint32_t here, there;
+    uint32_t value, here, there;        /* @value: to be read at @probe */
     bool port;
 };
 
@@ -480,10 +480,8 @@ static void check_windows(struct window *w, bool moved)
     for (; w->reg; w++) {
         uint32_t here = window_read(w, w->here);
         uint32_t there = window_read(w, w->there);
-        uint32_t value = w->port ? 0x20 :
-                         w->devfn ? 0x12345678 : pci_read(0, 0);
 
-        check((moved ? there : here) == value && here != there,
+        check((moved ? there : here) == w->value && here != there,
               "%x:%x: %x at %x, %x at %x, moved %u", w->devfn, w->reg, here,
               w->here, there, w->there, moved);
     }
@@ -504,12 +502,12 @@ static void move_windows(struct window *w, bool moved)
 CASE(windows)
 {
     struct window i440fx[] = {
-        { 0x0b, 0x40, 2, .there = 0xb000, .port = true }, { 0 }
+        { 0x0b, 0x40, 2, 0x20, .there = 0xb000, .port = true }, { 0 }
     };
     struct window q35[] = {
-        { 0xf8, 0x40, 2, .there = 0xb000, .port = true },
-        { 0xf8, 0xf0, 0x310c, .there = 0xfed18000 },
-        { 0, 0x60, 0, .there = 0x80000000 }, { 0 }
+        { 0xf8, 0x40, 2, 0x20, .there = 0xb000, .port = true },
+        { 0xf8, 0xf0, 0x310c, 0x12345678, .there = 0xfed18000 },
+        { 0, 0x60, 0, pci_read(0, 0), .there = 0x80000000 }, { 0 }
     };
     struct window *w = pci_read(0, 0) == 0x12378086 ? i440fx : q35;
     unsigned pass;
@@ -517,9 +515,9 @@ CASE(windows)
     for (unsigned i = 0; w[i].reg; i++) {
         w[i].here = pci_read(w[i].devfn, w[i].reg) & ~1u;
     }
-    outw(w->here + w->probe, 0x20);
+    outw(w->here + w->probe, w->value);
     if (w == q35) {
-        mmio_write(w[1].here + w[1].probe, 0x12345678);
+        mmio_write(w[1].here + w[1].probe, w[1].value);
     }
     for (unsigned at_save = 0; at_save < 2; at_save++) {
         move_windows(w, at_save);
