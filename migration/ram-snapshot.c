@@ -17,6 +17,7 @@
 #include "hw/virtio/vhost.h"
 #include "hw/xen/xen.h"
 #include "system/kvm.h"
+#include "system/qtest.h"
 #include "system/system.h"
 #include "system/tcg.h"
 #include "ram-snapshot-int.h"
@@ -32,7 +33,7 @@ static bool can_log_writes(Error **errp)
 {
     ERRP_GUARD();
 
-    if (!tcg_enabled() && !kvm_enabled()) {
+    if (!tcg_enabled() && !kvm_enabled() && !qtest_enabled()) {
         error_setg(errp, "ram=dirty needs the TCG or KVM accelerator");
     } else if (xen_mode == XEN_EMULATE) {
         error_setg(errp, "ram=dirty cannot be had with -accel "

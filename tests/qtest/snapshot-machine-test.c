@@ -959,7 +959,8 @@ int main(int argc, char **argv)
     snapshot_add_tests("disks", test_disks);
     snapshot_add_tests("discard-refused", test_discard_refused);
     snapshot_add_tests("migration", test_migration);
-    snapshot_add_tests("no-memory", test_no_memory);
+    snapshot_add_test("pc", "remap", "no-memory", test_no_memory);
+    snapshot_add_test("q35", "remap", "no-memory", test_no_memory);
     snapshot_add_tests("virtio", test_virtio);
     snapshot_add_tests("virtio-queue", test_virtio_queue);
     return g_test_run();

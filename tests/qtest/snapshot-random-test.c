@@ -34,7 +34,6 @@ typedef struct Model {
     SnapshotVM *vm;
     GRand *rand;
     unsigned steps;
-    bool can_stop;
     Parts parts, next;
     uint32_t words[WORDS];      /* as they have to be in RAM */
     struct {
@@ -340,11 +339,9 @@ static void step_reset(Model *m)
 
 static void step_stop(Model *m)
 {
-    if (m->can_stop) {
-        qtest_qmp_assert_success(m->vm->qts, "{ 'execute': 'stop' }");
-        step_command(m);
-        qtest_qmp_assert_success(m->vm->qts, "{ 'execute': 'cont' }");
-    }
+    qtest_qmp_assert_success(m->vm->qts, "{ 'execute': 'stop' }");
+    step_command(m);
+    qtest_qmp_assert_success(m->vm->qts, "{ 'execute': 'cont' }");
 }
 
 static const struct {
@@ -379,8 +376,11 @@ static void step(Model *m)
     steps[i].fn(m);
 }
 
-static void run(const char *machine, const char *properties, const char *args,
-                bool can_stop)
+/*
+ * Catches: an end of QEMU, by whatever sequence; a command with another result
+ * than it should have; RAM and devices that are not put back.
+ */
+static void test_random(const void *machine)
 {
     const char *seconds = g_getenv("QEMU_TEST_SNAPSHOT_SECONDS");
     const char *seed = g_getenv("QEMU_TEST_SNAPSHOT_SEED");
@@ -388,32 +388,17 @@ static void run(const char *machine, const char *properties, const char *args,
         (seconds ? atoi(seconds) : 3) * G_USEC_PER_SEC;
     Model m = {
         .rand = g_rand_new_with_seed(seed ? atoi(seed) : 1),
-        .can_stop = can_stop,
     };
 
-    m.vm = snapshot_vm_start(properties, "-M %s -m 8 -vga none -rtc clock=vm"
-                             " -device qemu-xhci %s", machine, args);
+    m.vm = snapshot_vm_start(",slots=4,verify=on",
+                             "-M %s -m 8 -vga none -rtc clock=vm"
+                             " -device qemu-xhci", (const char *)machine);
     do {
         step(&m);
     } while (g_get_monotonic_time() < end);
     g_test_message("%u steps", m.steps);
     snapshot_vm_end(m.vm);
     g_rand_free(m.rand);
-}
-
-/*
- * Catches: an end of QEMU, by whatever sequence; a command with another result
- * than it should have; RAM and devices that are not put back.
- */
-static void test_remap(const void *machine)
-{
-    run(machine, ",slots=4,verify=on,ram=remap", "", true);
-}
-
-/* The CPU does not run, so that nothing happens but what this test does. */
-static void test_dirty(const void *machine)
-{
-    run(machine, ",slots=4,verify=on,ram=dirty", "-accel tcg -S", false);
 }
 
 int main(int argc, char **argv)
@@ -424,9 +409,6 @@ int main(int argc, char **argv)
         return g_test_run();
     }
 
-    snapshot_add_tests("random-remap", test_remap);
-    if (qtest_has_accel("tcg")) {
-        snapshot_add_tests("random-dirty", test_dirty);
-    }
+    snapshot_add_tests("random", test_random);
     return g_test_run();
 }

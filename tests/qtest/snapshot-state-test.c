@@ -258,11 +258,11 @@ static void test_video_and_shadow_ram(const void *machine)
  * left mapped or unmapped: the save knows them on or off, the restore finds
  * them off or on.
  */
-static void test_root_complex(void)
+static void test_root_complex(const void *machine)
 {
     const unsigned devfn = QPCI_DEVFN(0x1f, 0), rcba = 0xf0;
     const uint32_t base = 0xfed1c000, d28ip = base + 0x310c;
-    SnapshotVM *vm = snapshot_vm_start("", "-M q35");
+    SnapshotVM *vm = snapshot_vm_start("", "-M %s", (const char *)machine);
     int saved, found;
 
     for (saved = 0; saved < 2; saved++) {
@@ -539,7 +539,8 @@ static void test_discard(const void *machine)
     snapshot_fill(vm, base, size, 1);
     snapshot_save(vm, 1);
     one = file_usage(path);
-    g_assert_cmpuint(one, >=, size / 4);
+    /* A page in each 256 KiB is not zero. */
+    g_assert_cmpuint(one, >=, size / 64);
     snapshot_fill(vm, base, size, 2);
     snapshot_save(vm, 2);
 
@@ -699,9 +700,8 @@ int main(int argc, char **argv)
     snapshot_add_tests("ram", test_ram);
     snapshot_add_tests("devices", test_devices);
     snapshot_add_tests("video-and-shadow-ram", test_video_and_shadow_ram);
-    if (qtest_has_machine("q35")) {
-        qtest_add_func("snapshot/q35/root-complex", test_root_complex);
-    }
+    snapshot_add_test("q35", "remap", "root-complex", test_root_complex);
+    snapshot_add_test("q35", "dirty", "root-complex", test_root_complex);
     snapshot_add_tests("absent-subsection", test_absent_subsection);
     snapshot_add_tests("reset-of-rom", test_reset_of_rom);
     snapshot_add_tests("timers", test_timers);

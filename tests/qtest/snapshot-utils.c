@@ -11,19 +11,42 @@
 #include "qobject/qdict.h"
 #include "snapshot-utils.h"
 
+typedef struct Case {
+    const char *machine;
+    const char *ram;
+    GTestDataFunc test;
+} Case;
+
+/* Of the case that runs */
+static const char *ram;
+
+static void run_case(const void *data)
+{
+    const Case *c = data;
+
+    ram = c->ram;
+    c->test(c->machine);
+}
+
+void snapshot_add_test(const char *machine, const char *mode, const char *name,
+                       GTestDataFunc test)
+{
+    g_autofree char *path = g_strdup_printf("snapshot/%s/%s/%s", machine, mode,
+                                            name);
+    Case c = { .machine = machine, .ram = mode, .test = test };
+
+    if (qtest_has_machine(machine)) {
+        qtest_add_data_func_full(path, g_memdup2(&c, sizeof(c)), run_case,
+                                 g_free);
+    }
+}
+
 void snapshot_add_tests(const char *name, GTestDataFunc test)
 {
-    static const char *const machines[] = { "pc", "q35" };
-    unsigned i;
-
-    for (i = 0; i < ARRAY_SIZE(machines); i++) {
-        g_autofree char *path = g_strdup_printf("snapshot/%s/%s", machines[i],
-                                                name);
-
-        if (qtest_has_machine(machines[i])) {
-            qtest_add_data_func(path, machines[i], test);
-        }
-    }
+    snapshot_add_test("pc", "remap", name, test);
+    snapshot_add_test("pc", "dirty", name, test);
+    snapshot_add_test("q35", "remap", name, test);
+    snapshot_add_test("q35", "dirty", name, test);
 }
 
 static void take_device(QPCIDevice *dev, int devfn, void *opaque)
@@ -53,7 +76,9 @@ SnapshotVM *snapshot_vm_start(const char *properties, const char *fmt, ...)
     va_start(ap, fmt);
     args = g_strdup_vprintf(fmt, ap);
     va_end(ap);
-    vm->qts = qtest_initf("%s -device snapshot%s", args, properties);
+    vm->qts = qtest_initf("%s -device snapshot,ram=%s%s", args, ram,
+                          properties);
+    vm->remap = !strcmp(ram, "remap");
     vm->pci = qpci_new_pc(vm->qts, NULL);
     qpci_device_foreach(vm->pci, SNAPSHOT_VENDOR_ID, SNAPSHOT_DEVICE_ID,
                         take_device, &vm->dev);

@@ -17,6 +17,7 @@ typedef struct SnapshotVM {
     QPCIBus *pci;
     QPCIDevice *dev;
     QPCIBar bar;
+    bool remap;                 /* how RAM is put back; else by dirty pages */
 } SnapshotVM;
 
 /**
@@ -28,9 +29,14 @@ SnapshotVM *snapshot_vm_start(const char *properties, const char *fmt, ...)
     G_GNUC_PRINTF(2, 3);
 
 /**
- * snapshot_add_tests: add a test for each machine that the device is for
- * @test: is given "pc" or "q35"
+ * snapshot_add_test: add a test for a machine and a way to put RAM back
+ * @machine: is given to @test, if there is such a machine
+ * @mode: what ram= is in @test's snapshot_vm_start()
  */
+void snapshot_add_test(const char *machine, const char *mode, const char *name,
+                       GTestDataFunc test);
+
+/** snapshot_add_tests: the same for "pc" and "q35", both ways */
 void snapshot_add_tests(const char *name, GTestDataFunc test);
 
 /** snapshot_vm_end: end the machine and forget @vm */

@@ -14,19 +14,10 @@
 #include "snapshot-utils.h"
 
 /* The machine does not run: nothing changes but what is changed here. */
-static const struct {
-    const char *properties;
-    const char *args;
-} modes[] = {
-    { ",ram=remap", "-S" },
-    { ",ram=dirty", "-accel tcg -S" },
-};
-
-static SnapshotVM *start(const char *machine, unsigned mode, const char *args)
+static SnapshotVM *start(const char *machine, const char *args)
 {
-    return snapshot_vm_start(modes[mode].properties,
-                             "-M %s -m 32 -serial null -rtc clock=vm %s %s",
-                             machine, modes[mode].args, args);
+    return snapshot_vm_start("", "-M %s -m 32 -serial null -rtc clock=vm -S %s",
+                             machine, args);
 }
 
 /* What differs now; the caller owns it. */
@@ -85,53 +76,50 @@ static void flip_byte(SnapshotVM *vm, uint64_t addr)
 /* Catches: a byte of RAM, of whichever block, that is not compared. */
 static void test_ram(const void *machine)
 {
-    unsigned mode, i;
+    /* Zeroes, a page that is not, the first and the last byte of all */
+    static const uint64_t main_ram[] = {
+        0, 0x9ffff, 1 * MiB, 4 * MiB + 1, 32 * MiB - 1,
+    };
+    SnapshotVM *vm = start(machine, "-vga none -device VGA,addr=8");
+    QPCIDevice *vga = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+    QPCIBar bar = qpci_iomap(vga, 0, NULL);
+    QDict *found;
+    unsigned i;
 
-    for (mode = 0; mode < ARRAY_SIZE(modes); mode++) {
-        SnapshotVM *vm = start(machine, mode, "-vga none -device VGA,addr=8");
-        QPCIDevice *vga = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
-        QPCIBar bar = qpci_iomap(vga, 0, NULL);
-        QDict *found;
+    qpci_device_enable(vga);
+    snapshot_fill(vm, 4 * MiB, 28 * MiB, 1);
+    snapshot_qmp(vm, "save", 0);
+    assert_nothing(vm);
 
-        qpci_device_enable(vga);
-        snapshot_fill(vm, 4 * MiB, 28 * MiB, 1);
-        snapshot_qmp(vm, "save", 0);
-        assert_nothing(vm);
-
-        /* Zeroes, a page that is not, the first and the last byte of all */
-        static const uint64_t main_ram[] = {
-            0, 0x9ffff, 1 * MiB, 4 * MiB + 1, 32 * MiB - 1,
-        };
-        for (i = 0; i < ARRAY_SIZE(main_ram); i++) {
-            flip_byte(vm, main_ram[i]);
-            found = verify(vm);
-            assert_counts(found, 1, 0);
-            assert_page(found, 0, "pc.ram", main_ram[i] & ~0xfff,
-                        main_ram[i] & 0xfff);
-            qobject_unref(found);
-            snapshot_qmp(vm, "restore", 0);
-            assert_nothing(vm);
-        }
-
-        flip_byte(vm, 2 * MiB + 7);
-        flip_byte(vm, bar.addr + 0x12345);
+    for (i = 0; i < ARRAY_SIZE(main_ram); i++) {
+        flip_byte(vm, main_ram[i]);
         found = verify(vm);
-        assert_counts(found, 2, 0);
-        assert_page(found, 0, "pc.ram", 2 * MiB, 7);
-        assert_page(found, 1, "vga.vram", 0x12000, 0x345);
+        assert_counts(found, 1, 0);
+        assert_page(found, 0, "pc.ram", main_ram[i] & ~0xfff,
+                    main_ram[i] & 0xfff);
         qobject_unref(found);
-
-        /* All are counted, some are named. */
-        snapshot_fill(vm, 4 * MiB, 28 * MiB, 2);
-        found = verify(vm);
-        assert_counts(found, 2 + 28 * MiB / (256 * KiB), 0);
-        qobject_unref(found);
-
         snapshot_qmp(vm, "restore", 0);
         assert_nothing(vm);
-        g_free(vga);
-        snapshot_vm_end(vm);
     }
+
+    flip_byte(vm, 2 * MiB + 7);
+    flip_byte(vm, bar.addr + 0x12345);
+    found = verify(vm);
+    assert_counts(found, 2, 0);
+    assert_page(found, 0, "pc.ram", 2 * MiB, 7);
+    assert_page(found, 1, "vga.vram", 0x12000, 0x345);
+    qobject_unref(found);
+
+    /* All are counted, some are named. */
+    snapshot_fill(vm, 4 * MiB, 28 * MiB, 2);
+    found = verify(vm);
+    assert_counts(found, 2 + 28 * MiB / (256 * KiB), 0);
+    qobject_unref(found);
+
+    snapshot_qmp(vm, "restore", 0);
+    assert_nothing(vm);
+    g_free(vga);
+    snapshot_vm_end(vm);
 }
 
 /* A register, and the field that it is in */
@@ -222,37 +210,34 @@ static bool is_named(QDict *found, const Fault *f)
  */
 static void test_devices(const void *machine)
 {
-    unsigned mode, i;
+    SnapshotVM *vm = start(machine, "");
+    unsigned i;
 
-    for (mode = 0; mode < ARRAY_SIZE(modes); mode++) {
-        SnapshotVM *vm = start(machine, mode, "");
+    snapshot_qmp(vm, "save", 0);
+    assert_nothing(vm);
+    for (i = 0; i < ARRAY_SIZE(faults); i++) {
+        const Fault *f = &faults[i];
+        QDict *found;
 
-        snapshot_qmp(vm, "save", 0);
-        assert_nothing(vm);
-        for (i = 0; i < ARRAY_SIZE(faults); i++) {
-            const Fault *f = &faults[i];
-            QDict *found;
-
-            if (f->machine && strcmp(f->machine, machine)) {
-                continue;
-            }
-            g_test_message("%s: %s", f->section, f->field);
-            set_fault(vm, f);
-            found = verify(vm);
-            assert_counts(found, qdict_get_int(found, "pages"),
-                          qdict_get_int(found, "fields"));
-            g_assert_cmpuint(qdict_get_int(found, "pages"), ==, 0);
-            g_assert_cmpuint(qdict_get_int(found, "fields"), <, 16);
-            if (!is_named(found, f)) {
-                g_test_message("FAILED");
-                g_test_fail();
-            }
-            qobject_unref(found);
-            snapshot_qmp(vm, "restore", 0);
-            assert_nothing(vm);
+        if (f->machine && strcmp(f->machine, machine)) {
+            continue;
         }
-        snapshot_vm_end(vm);
+        g_test_message("%s: %s", f->section, f->field);
+        set_fault(vm, f);
+        found = verify(vm);
+        assert_counts(found, qdict_get_int(found, "pages"),
+                      qdict_get_int(found, "fields"));
+        g_assert_cmpuint(qdict_get_int(found, "pages"), ==, 0);
+        g_assert_cmpuint(qdict_get_int(found, "fields"), <, 16);
+        if (!is_named(found, f)) {
+            g_test_message("FAILED");
+            g_test_fail();
+        }
+        qobject_unref(found);
+        snapshot_qmp(vm, "restore", 0);
+        assert_nothing(vm);
     }
+    snapshot_vm_end(vm);
 }
 
 /* Catches: a subsection that came or went and is not seen, or not named. */
@@ -261,31 +246,27 @@ static void test_subsection(const void *machine)
     static const Fault fifo = {
         .section = "serial", .field = "state.serial/recv_fifo", .byte = -1,
     };
-    unsigned mode;
+    SnapshotVM *vm = start(machine, "");
+    QDict *found;
 
-    for (mode = 0; mode < ARRAY_SIZE(modes); mode++) {
-        SnapshotVM *vm = start(machine, mode, "");
-        QDict *found;
+    qtest_outb(vm->qts, 0x3fa, 0x07);       /* FCR: empty, use FIFOs */
+    qtest_outb(vm->qts, 0x3fc, 0x10);       /* MCR: loop */
+    snapshot_qmp(vm, "save", 0);
+    qtest_outb(vm->qts, 0x3f8, 'A');
+    snapshot_qmp(vm, "save", 1);
+    found = verify(vm);
+    assert_counts(found, 0, qdict_get_int(found, "fields"));
+    g_assert_true(is_named(found, &fifo));
+    qobject_unref(found);
 
-        qtest_outb(vm->qts, 0x3fa, 0x07);       /* FCR: empty, use FIFOs */
-        qtest_outb(vm->qts, 0x3fc, 0x10);       /* MCR: loop */
-        snapshot_qmp(vm, "save", 0);
-        qtest_outb(vm->qts, 0x3f8, 'A');
-        snapshot_qmp(vm, "save", 1);
-        found = verify(vm);
-        assert_counts(found, 0, qdict_get_int(found, "fields"));
-        g_assert_true(is_named(found, &fifo));
-        qobject_unref(found);
-
-        snapshot_qmp(vm, "save", 0);
-        qtest_outb(vm->qts, 0x3fa, 0x07);
-        found = verify(vm);
-        g_assert_true(is_named(found, &fifo));
-        qobject_unref(found);
-        snapshot_qmp(vm, "restore", 0);
-        assert_nothing(vm);
-        snapshot_vm_end(vm);
-    }
+    snapshot_qmp(vm, "save", 0);
+    qtest_outb(vm->qts, 0x3fa, 0x07);
+    found = verify(vm);
+    g_assert_true(is_named(found, &fifo));
+    qobject_unref(found);
+    snapshot_qmp(vm, "restore", 0);
+    assert_nothing(vm);
+    snapshot_vm_end(vm);
 }
 
 static unsigned query(SnapshotVM *vm, const char *key)
@@ -448,11 +429,9 @@ int main(int argc, char **argv)
         return g_test_run();
     }
 
-    if (qtest_has_accel("tcg")) {
-        snapshot_add_tests("verify/ram", test_ram);
-        snapshot_add_tests("verify/devices", test_devices);
-        snapshot_add_tests("verify/subsection", test_subsection);
-    }
+    snapshot_add_tests("verify/ram", test_ram);
+    snapshot_add_tests("verify/devices", test_devices);
+    snapshot_add_tests("verify/subsection", test_subsection);
     snapshot_add_tests("verify/every", test_every);
     snapshot_add_tests("verify/refused", test_refused);
     snapshot_add_tests("verify/event", test_event);
