@@ -186,10 +186,6 @@ static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
     *slot = (VMSnapshotSlot) { };
 }
 
-/*
- * What may be refused is found out with the vCPUs stopped: while they are being
- * stopped, the BQL is not held, and devices may come and go.
- */
 /* They have no state of their own. */
 static const char *const stateless[] = {
     "isa-debug-exit", "isa-debugcon", "loader", "pc-dimm", "virtconsole",
@@ -255,6 +251,10 @@ static bool vm_snapshot_has_virtio(void)
         several;
 }
 
+/*
+ * What may be refused is found out with the vCPUs stopped: while they are being
+ * stopped, the BQL is not held, and devices may come and go.
+ */
 static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
 {
     g_autoptr(RAMSnapshot) ram = NULL;
