@@ -113,6 +113,20 @@ static bool is_excused(const DeviceStateDifference *d, size_t byte)
     return false;
 }
 
+bool vm_snapshot_follows_host(const VMStateDescription *vmsd,
+                              const char *field)
+{
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(excuses); i++) {
+        if (!strcmp(vmsd->name, excuses[i].vmsd) &&
+            !strcmp(field, excuses[i].field) && excuses[i].when()) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The first byte that differs and has no excuse; false: there is none. */
 static bool first_difference(const DeviceStateDifference *d, size_t *byte)
 {

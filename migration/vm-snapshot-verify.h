@@ -26,4 +26,12 @@ SnapshotDeviceMismatches *vm_snapshot_compare(const RAMSnapshot *ram,
                                               const DeviceStateImage *devices,
                                               SnapshotDeviceMismatches *sum);
 
+/**
+ * vm_snapshot_follows_host: need a field not be as it was saved?
+ *
+ * A VMStateFollowsHostFn.
+ */
+bool vm_snapshot_follows_host(const VMStateDescription *vmsd,
+                              const char *field);
+
 #endif /* MIGRATION_VM_SNAPSHOT_VERIFY_H */

@@ -265,7 +265,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     if (vm_snapshot_cannot_save(s, errp)) {
         return -ENOTSUP;
     }
-    devices = qemu_device_state_save(errp);
+    devices = qemu_device_state_save(vm_snapshot_follows_host, errp);
     if (!devices) {
         return -ENOTSUP;
     }
@@ -337,8 +337,10 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
 }
 
 /*
- * Put back what changed.  Returns: false if that was not enough, and a reset
- * and everything has to follow.
+ * Put back what changed, after qemu_device_state_check().
+ *
+ * Returns: false if that was not enough, and a reset and everything has to
+ *          follow
  */
 static bool vm_snapshot_load_changed(VMSnapshot *s, unsigned n)
 {
@@ -373,7 +375,9 @@ static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
     int64_t t_ram, t_devices;
     uint64_t pages = 0;
 
-    if (vm_snapshot_is_incremental(s, slot) && vm_snapshot_load_changed(s, n)) {
+    if (vm_snapshot_is_incremental(s, slot) &&
+        qemu_device_state_check(slot->devices) &&
+        vm_snapshot_load_changed(s, n)) {
         return true;
     }
     qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
@@ -530,7 +534,7 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self)
     t_load = get_clock();
     s->last_pages = 0;
     s->in_progress = true;
-    if (qemu_device_state_may_load_changed(s->slots[s->slot].devices)) {
+    if (qemu_device_state_check(s->slots[s->slot].devices)) {
         ok = vm_snapshot_load_changed(s, s->slot);
         s->incomplete = !ok;
     }

@@ -15,6 +15,12 @@
 /* Follows the bytes of each field that has a format of its own. */
 #define STREAM_END 0x5b5d5b5d
 
+/*
+ * So often are sections loaded that loading others changed.  Twice is enough
+ * where two devices change each other's interrupt lines.
+ */
+#define ROUNDS_MAX 3
+
 typedef enum StepKind {
     STEP_SECTION,   /* the next one begins at @next */
     STEP_PRE_SAVE,  /* of @vmsd */
@@ -30,13 +36,16 @@ typedef enum StepKind {
 
 typedef struct Step {
     uint8_t kind;               /* StepKind */
-    bool in_place;              /* of a STEP_SECTION */
+    uint8_t how;                /* VMStateFlatHow of a STEP_SECTION */
+    bool changed;               /* of a STEP_SECTION: it has to be loaded */
+    bool follows_host;          /* of state: loading need not bring it back */
     union {
         int version_id;
         bool expected;
         unsigned next;
         unsigned size;          /* in bytes, of a STEP_STREAM's element */
     };
+    int field_version;          /* of a STEP_EXISTS */
     void *ptr;                  /* what the step is about */
     union {
         const VMStateDescription *vmsd;
@@ -50,8 +59,13 @@ typedef struct Step {
 struct VMStateFlat {
     GArray *steps;
     unsigned section;           /* the last STEP_SECTION */
+    unsigned clock;             /* that of the clock */
+    VMStateFollowsHostFn *follows_host;
+    bool field_follows_host;    /* the field that is being added */
+    bool changed;               /* some section has to be loaded */
     bool failed;
     GByteArray *data;
+    GByteArray *undo;           /* of the clock: as @data, what it was */
     GPtrArray *tmps;            /* of VMSTATE_WITH_TMP fields, and OpsField */
     QIOChannelBuffer *out_buffer, *in_buffer;
     QEMUFile *out, *in;
@@ -60,29 +74,49 @@ struct VMStateFlat {
 static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
                      void *opaque, int version_id);
 
-VMStateFlat *vmstate_flat_new(void)
+static void open_files(VMStateFlat *flat)
 {
-    VMStateFlat *flat = g_new0(VMStateFlat, 1);
-
-    flat->steps = g_array_new(false, false, sizeof(Step));
-    flat->data = g_byte_array_new();
-    flat->tmps = g_ptr_array_new_with_free_func(g_free);
     flat->out_buffer = qio_channel_buffer_new(0);
     flat->out = qemu_file_new_output(QIO_CHANNEL(flat->out_buffer));
     flat->in_buffer = qio_channel_buffer_new(0);
     flat->in = qemu_file_new_input(QIO_CHANNEL(flat->in_buffer));
+}
+
+static void close_files(VMStateFlat *flat)
+{
+    qemu_fclose(flat->out);
+    object_unref(OBJECT(flat->out_buffer));
+    qemu_fclose(flat->in);
+    object_unref(OBJECT(flat->in_buffer));
+}
+
+/* A file keeps its error, and bytes that nobody took: the next field's. */
+static void reopen_files(VMStateFlat *flat)
+{
+    close_files(flat);
+    open_files(flat);
+}
+
+VMStateFlat *vmstate_flat_new(VMStateFollowsHostFn *follows_host)
+{
+    VMStateFlat *flat = g_new0(VMStateFlat, 1);
+
+    flat->follows_host = follows_host;
+    flat->steps = g_array_new(false, false, sizeof(Step));
+    flat->data = g_byte_array_new();
+    flat->undo = g_byte_array_new();
+    flat->tmps = g_ptr_array_new_with_free_func(g_free);
+    open_files(flat);
     return flat;
 }
 
 void vmstate_flat_free(VMStateFlat *flat)
 {
     if (flat) {
-        qemu_fclose(flat->out);
-        object_unref(OBJECT(flat->out_buffer));
-        qemu_fclose(flat->in);
-        object_unref(OBJECT(flat->in_buffer));
+        close_files(flat);
         g_array_unref(flat->steps);
         g_byte_array_unref(flat->data);
+        g_byte_array_unref(flat->undo);
         g_ptr_array_unref(flat->tmps);
         g_free(flat);
     }
@@ -90,7 +124,11 @@ void vmstate_flat_free(VMStateFlat *flat)
 
 static Step *add_step(VMStateFlat *flat, StepKind kind, void *ptr)
 {
-    Step step = { .kind = kind, .ptr = ptr };
+    Step step = {
+        .kind = kind,
+        .ptr = ptr,
+        .follows_host = flat->field_follows_host,
+    };
 
     g_array_append_val(flat->steps, step);
     return &g_array_index(flat->steps, Step, flat->steps->len - 1);
@@ -101,12 +139,13 @@ static void end_section(VMStateFlat *flat)
     g_array_index(flat->steps, Step, flat->section).next = flat->steps->len;
 }
 
-static void begin_section(VMStateFlat *flat, const char *name, bool in_place)
+static void begin_section(VMStateFlat *flat, const char *name,
+                          VMStateFlatHow how)
 {
     Step *section = add_step(flat, STEP_SECTION, NULL);
 
     section->name = name;
-    section->in_place = in_place;
+    section->how = how;
     flat->section = flat->steps->len - 1;
 }
 
@@ -136,6 +175,7 @@ static void add_memory(VMStateFlat *flat, StepKind kind, void *ptr,
         return;
     }
     if (last->kind == kind && last->ptr + last->length == ptr &&
+        last->follows_host == flat->field_follows_host &&
         last->data + last->length == flat->data->len) {
         g_byte_array_append(flat->data, ptr, length);
         last->length += length;
@@ -150,10 +190,14 @@ static const uint8_t *stream_now(VMStateFlat *flat, void *ptr, size_t size,
 {
     flat->out_buffer->usage = flat->out_buffer->offset = 0;
     if (field->info->put(flat->out, ptr, size, field, NULL)) {
+        reopen_files(flat);
         return NULL;
     }
     qemu_put_be32(flat->out, STREAM_END);
-    qemu_fflush(flat->out);
+    if (qemu_fflush(flat->out)) {
+        reopen_files(flat);
+        return NULL;
+    }
     *length = flat->out_buffer->usage;
     return flat->out_buffer->data;
 }
@@ -178,6 +222,13 @@ static bool is_plain(const VMStateInfo *info)
     return false;
 }
 
+/* Loaded without a reset before, they would have the elements twice. */
+static bool appends(const VMStateInfo *info)
+{
+    return info == &vmstate_info_qtailq || info == &vmstate_info_qlist ||
+        info == &vmstate_info_gtree;
+}
+
 /* The tmp that put and get make each time is made once. */
 static void add_tmp(VMStateFlat *flat, void *ptr, size_t size,
                     const VMStateField *field)
@@ -193,6 +244,15 @@ static void add_tmp(VMStateFlat *flat, void *ptr, size_t size,
     add_vmsd(flat, vmsd, tmp, vmsd->version_id);
 }
 
+/* What follows is of the same section, and loaded in another way. */
+static void begin_part(VMStateFlat *flat, VMStateFlatHow how)
+{
+    const char *name = g_array_index(flat->steps, Step, flat->section).name;
+
+    end_section(flat);
+    begin_section(flat, name, how);
+}
+
 static void add_parts(VMStateFlat *flat, void *ptr, const VMStateField *field)
 {
     Step section = g_array_index(flat->steps, Step, flat->section);
@@ -200,7 +260,7 @@ static void add_parts(VMStateFlat *flat, void *ptr, const VMStateField *field)
     if (!field->info->flatten(flat, ptr)) {
         flat->failed = true;
     }
-    vmstate_flat_part(flat, section.in_place);
+    begin_part(flat, section.how);
 }
 
 static void add_element(VMStateFlat *flat, void *ptr, size_t size,
@@ -221,6 +281,8 @@ static void add_element(VMStateFlat *flat, void *ptr, size_t size,
         add_tmp(flat, ptr, size, field);
     } else if (field->info->flatten) {
         add_parts(flat, ptr, field);
+    } else if (appends(field->info)) {
+        flat->failed = true;
     } else if (field->info != &vmstate_info_unused_buffer) {
         size_t length = 0;
         const uint8_t *now = stream_now(flat, ptr, size, field, &length);
@@ -298,7 +360,7 @@ static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
     if (vmsd->pre_load) {
         add_hook(flat, STEP_PRE_LOAD, opaque, vmsd, version_id);
     }
-    for (field = vmsd->fields; field->name; field++) {
+    for (field = vmsd->fields; field && field->name; field++) {
         bool exists = vmstate_field_exists(vmsd, field, opaque, version_id);
 
         if (field->field_exists) {
@@ -306,11 +368,12 @@ static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
 
             step->field = field;
             step->expected = exists;
-            /* The version goes where other steps have their data. */
-            step->data = version_id;
+            step->field_version = version_id;
         }
         if (exists) {
+            flat->field_follows_host = flat->follows_host(vmsd, field->name);
             add_field(flat, field, opaque);
+            flat->field_follows_host = false;
         }
     }
     for (sub = vmsd->subsections; sub && *sub; sub++) {
@@ -345,12 +408,15 @@ static bool has_post_save(const VMStateDescription *vmsd)
 
 bool vmstate_flat_add(VMStateFlat *flat, const char *name,
                       const VMStateDescription *vmsd, void *opaque,
-                      bool present, bool in_place)
+                      bool present, VMStateFlatHow how)
 {
     if (has_post_save(vmsd)) {
         return false;
     }
-    begin_section(flat, name, in_place);
+    begin_section(flat, name, how);
+    if (how == VMSTATE_FLAT_CLOCK) {
+        flat->clock = flat->section;
+    }
     if (add_needed(flat, vmsd, opaque, present)) {
         add_vmsd(flat, vmsd, opaque, vmsd->version_id);
     }
@@ -394,17 +460,15 @@ void vmstate_flat_add_ops(VMStateFlat *flat, const char *name,
     f->field.version_id = version_id;
     f->ops = ops;
     g_ptr_array_add(flat->tmps, f);
-    begin_section(flat, name, true);
+    begin_section(flat, name, VMSTATE_FLAT_IN_PLACE);
     add_element(flat, opaque, 0, &f->field);
     end_section(flat);
 }
 
 void vmstate_flat_part(VMStateFlat *flat, bool in_place)
 {
-    const char *name = g_array_index(flat->steps, Step, flat->section).name;
-
-    end_section(flat);
-    begin_section(flat, name, in_place);
+    /* Indices of queues are nobody else's. */
+    begin_part(flat, in_place ? VMSTATE_FLAT_ALONE : VMSTATE_FLAT_SAME);
 }
 
 void vmstate_flat_memory(VMStateFlat *flat, void *ptr, size_t length)
@@ -443,19 +507,21 @@ static bool memory_is(const void *ptr, const uint8_t *data, unsigned length)
  * Take all decisions again, as a save would.
  *
  * Returns: false if one has another result; else @changed tells whether what
- *          would be saved is something else
+ *          would be saved is something else, but for what follows the host if
+ *          @loaded
  */
-static bool section_check(VMStateFlat *flat, unsigned first, unsigned end,
+static bool section_check(VMStateFlat *flat, unsigned first, bool loaded,
                           bool *changed)
 {
     const Step *steps = &g_array_index(flat->steps, Step, 0);
     unsigned i;
 
     *changed = false;
-    for (i = first; i < end; i++) {
+    for (i = first; i < steps[first].next; i++) {
         const Step *step = &steps[i];
         const uint8_t *data = flat->data->data + step->data;
         const uint8_t *now;
+        bool differs = false;
         size_t length;
 
         switch (step->kind) {
@@ -470,7 +536,7 @@ static bool section_check(VMStateFlat *flat, unsigned first, unsigned end,
             }
             break;
         case STEP_EXISTS:
-            if (step->field->field_exists(step->ptr, step->data) !=
+            if (step->field->field_exists(step->ptr, step->field_version) !=
                 step->expected) {
                 return false;
             }
@@ -481,23 +547,24 @@ static bool section_check(VMStateFlat *flat, unsigned first, unsigned end,
             }
             break;
         case STEP_MEMORY:
-            *changed |= !memory_is(step->ptr, data, step->length);
+            differs = !memory_is(step->ptr, data, step->length);
             break;
         case STEP_TIMER:
-            *changed |= timer_expire_time_ns(step->ptr) != ldq_he_p(data);
+            differs = timer_expire_time_ns(step->ptr) != ldq_he_p(data);
             break;
         case STEP_STREAM:
             now = stream_now(flat, step->ptr, step->size, step->field, &length);
             if (!now) {
                 return false;
             }
-            *changed |= length != step->length || memcmp(now, data, length);
+            differs = length != step->length || memcmp(now, data, length);
             break;
         case STEP_SECTION:
         case STEP_PRE_LOAD:
         case STEP_POST_LOAD:
             break;
         }
+        *changed |= differs && !(loaded && step->follows_host);
     }
     return true;
 }
@@ -526,17 +593,22 @@ static bool stream_load(VMStateFlat *flat, const Step *step)
                                  step->field) &&
         qemu_get_be32(flat->in) == STREAM_END && !qemu_file_get_error(flat->in);
     flat->in_buffer->data = NULL;
+    if (!ok) {
+        reopen_files(flat);
+    }
     return ok;
 }
 
-static bool section_load(VMStateFlat *flat, unsigned first, unsigned end)
+/* @from is laid out as @flat->data, whose streams are loaded in any case. */
+static bool section_load(VMStateFlat *flat, unsigned first,
+                         const GByteArray *from)
 {
     const Step *steps = &g_array_index(flat->steps, Step, 0);
     unsigned i;
 
-    for (i = first; i < end; i++) {
+    for (i = first; i < steps[first].next; i++) {
         const Step *step = &steps[i];
-        const uint8_t *data = flat->data->data + step->data;
+        const uint8_t *data = from->data + step->data;
 
         switch (step->kind) {
         case STEP_PRE_LOAD:
@@ -575,46 +647,134 @@ static bool section_load(VMStateFlat *flat, unsigned first, unsigned end)
     return true;
 }
 
-bool vmstate_flat_may_restore(VMStateFlat *flat)
+/* Keep what a section of memory and timers alone consists of now. */
+static void section_keep(VMStateFlat *flat, unsigned first)
 {
-    unsigned first, end;
+    const Step *steps = &g_array_index(flat->steps, Step, 0);
+    unsigned i;
 
-    for (first = 0; first < flat->steps->len; first = end) {
-        const Step *section = &g_array_index(flat->steps, Step, first);
-        bool changed;
+    for (i = first; i < steps[first].next; i++) {
+        const Step *step = &steps[i];
 
-        end = section->next;
-        if (!section->in_place &&
-            (!section_check(flat, first, end, &changed) || changed)) {
-            return false;
+        if (step->kind != STEP_MEMORY && step->kind != STEP_TIMER) {
+            continue;
         }
+        if (flat->undo->len < step->data + step->length) {
+            g_byte_array_set_size(flat->undo, step->data + step->length);
+        }
+        if (step->kind == STEP_MEMORY) {
+            memcpy(flat->undo->data + step->data, step->ptr, step->length);
+        } else {
+            stq_he_p(flat->undo->data + step->data,
+                     timer_expire_time_ns(step->ptr));
+        }
+    }
+}
+
+static Step *section_at(VMStateFlat *flat, unsigned first)
+{
+    return &g_array_index(flat->steps, Step, first);
+}
+
+static bool give_up(const Step *section, const char *why)
+{
+    trace_vmstate_flat_give_up(section->name, why);
+    return false;
+}
+
+/*
+ * Find the sections that are not as they were saved.
+ *
+ * Returns: false if loading them cannot help
+ */
+static bool find_changed(VMStateFlat *flat, bool loaded)
+{
+    unsigned first;
+
+    flat->changed = false;
+    for (first = 0; first < flat->steps->len;
+         first = section_at(flat, first)->next) {
+        Step *section = section_at(flat, first);
+
+        if (!section_check(flat, first, loaded, &section->changed)) {
+            return give_up(section, "has other fields");
+        }
+        if (section->changed && section->how == VMSTATE_FLAT_SAME) {
+            return give_up(section, "differs");
+        }
+        flat->changed |= section->changed;
     }
     return true;
 }
 
-bool vmstate_flat_restore(VMStateFlat *flat)
+/*
+ * Load the sections that were found to be changed.
+ *
+ * A section that cannot be loaded does not keep those behind it from being
+ * loaded: a reset follows, which expects devices that agree with each other,
+ * as a bus does with the interrupts of its devices.
+ */
+static bool load_changed(VMStateFlat *flat, bool *others)
 {
-    unsigned first, end;
+    unsigned first;
+    bool ok = true;
 
-    for (first = 0; first < flat->steps->len; first = end) {
-        const Step *section = &g_array_index(flat->steps, Step, first);
-        bool changed;
+    flat->changed = false;
+    for (first = 0; first < flat->steps->len;
+         first = section_at(flat, first)->next) {
+        Step *section = section_at(flat, first);
 
-        end = section->next;
-        if (!section_check(flat, first, end, &changed)) {
-            trace_vmstate_flat_section(section->name, true);
-            return false;
-        }
-        if (!changed) {
+        if (!section->changed) {
             continue;
         }
-        trace_vmstate_flat_section(section->name, false);
+        trace_vmstate_flat_load(section->name);
+        *others |= section->how == VMSTATE_FLAT_IN_PLACE;
+        if (!section_load(flat, first, flat->data)) {
+            ok = give_up(section, "cannot be loaded");
+        }
         /*
          * A subsection that was absent is not loaded; if there is need of it
          * afterwards, only a reset clears what it stands for.
          */
-        if (!section->in_place || !section_load(flat, first, end) ||
-            !section_check(flat, first, end, &changed)) {
+        if (!section_check(flat, first, true, &section->changed)) {
+            ok = give_up(section, "has other fields after loading");
+        }
+        flat->changed |= section->changed;
+    }
+    return ok;
+}
+
+bool vmstate_flat_check(VMStateFlat *flat)
+{
+    const Step *clock = section_at(flat, flat->clock);
+    bool changed, ok;
+
+    if (!section_check(flat, flat->clock, false, &changed)) {
+        return give_up(clock, "has other fields");
+    }
+    /* What is computed from the clock is compared at the time of the save. */
+    section_keep(flat, flat->clock);
+    ok = (!changed || section_load(flat, flat->clock, flat->data)) &&
+        find_changed(flat, false);
+    if (!ok) {
+        section_load(flat, flat->clock, flat->undo);
+    }
+    return ok;
+}
+
+bool vmstate_flat_load(VMStateFlat *flat)
+{
+    unsigned round;
+
+    for (round = 0; flat->changed; round++) {
+        bool others = false;
+
+        if (round == ROUNDS_MAX) {
+            trace_vmstate_flat_give_up("*", "does not stay as it was loaded");
+            return false;
+        }
+        if (!load_changed(flat, &others) ||
+            (others && !find_changed(flat, true))) {
             return false;
         }
     }
