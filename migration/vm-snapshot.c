@@ -49,6 +49,16 @@ typedef struct VMSnapshotSlot {
     uint64_t restores;
 } VMSnapshotSlot;
 
+/* What becomes of a command; the legal steps are in steps[]. */
+typedef enum VMSnapshotState {
+    STATE_IDLE,
+    STATE_ON_VCPU,      /* asked for; a work item of @requester carries it out */
+    STATE_IN_MAIN_LOOP, /* asked for; @bh carries it out, and vCPUs are held */
+    STATE_RUNNING,      /* it is being carried out */
+    STATE_HALF_DONE,    /* @bh has to finish what a vCPU began; all are held */
+    STATE__MAX,
+} VMSnapshotState;
+
 struct VMSnapshot {
     Object parent_obj;
 
@@ -56,15 +66,15 @@ struct VMSnapshot {
     VMSnapshotSlot *slots;
     RAMSnapshotStore *store;
 
-    /* A request made by vm_snapshot_request() that @bh is to carry out. */
+    VMSnapshotState state;
     QEMUBH *bh;
-    bool requested;
+
+    /* A request made by vm_snapshot_request() */
     VMSnapshotOp op;
     unsigned slot;
     int64_t since;
+    CPUState *requester;
 
-    bool in_progress;
-    bool incomplete;            /* @bh has to finish what a vCPU began */
     bool warned;                /* of devices that are not saved */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
@@ -76,6 +86,24 @@ struct VMSnapshot {
     uint64_t mismatched;        /* of them */
     SnapshotDeviceMismatches *mismatches;       /* sums */
 };
+
+static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotState to)
+{
+    static const uint8_t steps[STATE__MAX] = {
+        [STATE_IDLE] = BIT(STATE_ON_VCPU) | BIT(STATE_IN_MAIN_LOOP) |
+                       BIT(STATE_RUNNING),
+        /* A request is carried out, or forgotten in a reset. */
+        [STATE_ON_VCPU] = BIT(STATE_RUNNING) | BIT(STATE_IDLE),
+        [STATE_IN_MAIN_LOOP] = BIT(STATE_RUNNING) | BIT(STATE_IDLE),
+        [STATE_HALF_DONE] = BIT(STATE_RUNNING) | BIT(STATE_IDLE),
+        /* A vCPU may have to leave it to the main loop. */
+        [STATE_RUNNING] = BIT(STATE_IDLE) | BIT(STATE_IN_MAIN_LOOP) |
+                          BIT(STATE_HALF_DONE),
+    };
+
+    g_assert(steps[s->state] & BIT(to));
+    s->state = to;
+}
 
 static bool vm_snapshot_not_now(Error **errp)
 {
@@ -170,8 +198,6 @@ static void vm_snapshot_stop_for_good(RunState was)
 {
     bdrv_drain_all_end();
     if (!runstate_needs_reset()) {
-        /* There is no direct way there from RESTORE_VM or PAUSED. */
-        runstate_set(RUN_STATE_RUNNING);
         runstate_set(RUN_STATE_INTERNAL_ERROR);
     }
     if (runstate_is_live(was)) {
@@ -492,16 +518,13 @@ static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
         !vm_snapshot_not_now(NULL) && !vm_snapshot_needs_drain();
 }
 
-/*
- * Clocks stand still.  Those of KVM, and its devices, are told by handlers of
- * the run state; with TCG, no handler has to do anything.
- */
+/* Clocks stand still.  Those of KVM are read from it, and set afterwards. */
 static void vm_snapshot_stop_on_vcpu(void)
 {
     cpu_disable_ticks();
     if (kvm_enabled()) {
         runstate_set(RUN_STATE_RESTORE_VM);
-        vm_state_notify(0, RUN_STATE_RESTORE_VM);
+        vm_clock_notify(false, RUN_STATE_RESTORE_VM);
     }
 }
 
@@ -510,7 +533,7 @@ static void vm_snapshot_start_on_vcpu(void)
     cpu_enable_ticks();
     if (kvm_enabled()) {
         runstate_set(RUN_STATE_RUNNING);
-        vm_state_notify(1, RUN_STATE_RUNNING);
+        vm_clock_notify(true, RUN_STATE_RUNNING);
     }
 }
 
@@ -518,8 +541,12 @@ static void vm_snapshot_start_on_vcpu(void)
  * The short way of a restore: no thread is woken, nothing drained.
  * The BQL is held, this vCPU is between two instructions, and no other is in
  * cpu_exec().
+ *
+ * Returns: false if the main loop has to do it all; @half_done then tells if
+ *          the machine has changed already
  */
-static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self)
+static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self,
+                                        bool *half_done)
 {
     int64_t t_stop = get_clock(), t_load, t_start, t_end;
     CPUState *cpu;
@@ -533,12 +560,10 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self)
     vm_snapshot_stop_on_vcpu();
     t_load = get_clock();
     s->last_pages = 0;
-    s->in_progress = true;
     if (qemu_device_state_check(s->slots[s->slot].devices)) {
         ok = vm_snapshot_load_changed(s, s->slot);
-        s->incomplete = !ok;
+        *half_done = !ok;
     }
-    s->in_progress = false;
     t_start = get_clock();
     vm_snapshot_start_on_vcpu();
     if (!ok) {
@@ -561,20 +586,23 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self)
 static void vm_snapshot_on_vcpu(CPUState *self, run_on_cpu_data data)
 {
     VMSnapshot *s = data.host_ptr;
+    bool half_done = false;
     CPUState *cpu;
 
-    if (!s->requested || s->op != VM_SNAPSHOT_RESTORE) {
+    /* Cancelled, or the main loop was first? */
+    if (s->state != STATE_ON_VCPU || s->requester != self) {
         return;
     }
-    if (vm_snapshot_restore_on_vcpu(s, self)) {
-        s->requested = false;
+    vm_snapshot_set_state(s, STATE_RUNNING);
+    if (vm_snapshot_restore_on_vcpu(s, self, &half_done)) {
+        vm_snapshot_set_state(s, STATE_IDLE);
         return;
     }
     /* The main loop has to do it all, or to tell why not. */
     CPU_FOREACH(cpu) {
-        cpu->stop = true;
-        cpu_exit(cpu);
+        cpu_hold(cpu);
     }
+    vm_snapshot_set_state(s, half_done ? STATE_HALF_DONE : STATE_IN_MAIN_LOOP);
     qemu_bh_schedule(s->bh);
 }
 
@@ -585,14 +613,19 @@ static void vm_snapshot_on_vcpu_exclusive(CPUState *self, run_on_cpu_data data)
     vm_snapshot_on_vcpu(self, data);
 }
 
+/* The log of writes may end with it: vCPUs must not run. */
 static int vm_snapshot_discard(VMSnapshot *s, unsigned n, Error **errp)
 {
+    RunState was;
+
     if (!s->slots[n].ram) {
         error_setg(errp, "There is no snapshot in slot %u", n);
         return -ENOENT;
     }
+    was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
     vm_snapshot_clear_slot(&s->slots[n]);
     s->config.done(s->config.opaque, VM_SNAPSHOT_DISCARD, 0);
+    vm_snapshot_resume(was);
     trace_vm_snapshot_discard(n);
     return 0;
 }
@@ -608,7 +641,7 @@ static int vm_snapshot_do(VMSnapshot *s, VMSnapshotOp op, unsigned n,
         return ret;
     }
 
-    s->in_progress = true;
+    vm_snapshot_set_state(s, STATE_RUNNING);
     switch (op) {
     case VM_SNAPSHOT_SAVE:
         ret = vm_snapshot_save(s, n, errp);
@@ -619,10 +652,8 @@ static int vm_snapshot_do(VMSnapshot *s, VMSnapshotOp op, unsigned n,
     case VM_SNAPSHOT_DISCARD:
         ret = vm_snapshot_discard(s, n, errp);
         break;
-    case VM_SNAPSHOT_NONE:
-        g_assert_not_reached();
     }
-    s->in_progress = false;
+    vm_snapshot_set_state(s, STATE_IDLE);
     return ret;
 }
 
@@ -642,45 +673,46 @@ static void vm_snapshot_report(VMSnapshot *s, Error *err)
     }
 }
 
+/* Nothing is left of a request that was cancelled but the vCPUs to release. */
 static void vm_snapshot_bh(void *opaque)
 {
     VMSnapshot *s = opaque;
-    VMSnapshotOp op = s->requested ? s->op : VM_SNAPSHOT_NONE;
+    bool half_done = s->state == STATE_HALF_DONE;
     Error *err = NULL;
+    CPUState *cpu;
     int ret;
 
     qemu_bh_cancel(s->bh);
-    s->requested = false;
-    /* Whoever asked is no more; and if QEMU ends, nor is all that it takes. */
-    if (runstate_check(RUN_STATE_SHUTDOWN)) {
-        op = VM_SNAPSHOT_NONE;
-    }
-    if (op != VM_SNAPSHOT_NONE) {
-        ret = vm_snapshot_do(s, op, s->slot, s->since, &err);
+    if (s->state != STATE_IDLE && runstate_check(RUN_STATE_SHUTDOWN)) {
+        /* QEMU ends, and so may what a restore relies on. */
+        vm_snapshot_set_state(s, STATE_IDLE);
+    } else if (s->state != STATE_IDLE) {
+        ret = vm_snapshot_do(s, s->op, s->slot, s->since, &err);
         if (ret) {
             vm_snapshot_report(s, err);
-            if (s->incomplete) {
+            if (half_done) {
                 vm_stop(RUN_STATE_INTERNAL_ERROR);
             }
-            s->config.done(s->config.opaque, op, ret);
+            s->config.done(s->config.opaque, s->op, ret);
         }
     }
-    s->incomplete = false;
-    /* The requesting vCPU waits, whatever became of its request. */
-    resume_all_vcpus();
+    CPU_FOREACH(cpu) {
+        cpu_release(cpu);
+    }
 }
 
 int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
 {
-    if (s->requested || s->in_progress) {
+    if (s->state != STATE_IDLE) {
         return -EBUSY;
     }
-    s->requested = true;
     s->op = op;
     s->slot = slot;
     s->since = get_clock();
+    s->requester = current_cpu;
     if (op == VM_SNAPSHOT_RESTORE && current_cpu &&
         vm_snapshot_can_stay_on_vcpu(s, slot)) {
+        vm_snapshot_set_state(s, STATE_ON_VCPU);
         if (qemu_tcg_mttcg_enabled() && CPU_NEXT(first_cpu)) {
             async_safe_run_on_cpu(current_cpu, vm_snapshot_on_vcpu_exclusive,
                                   RUN_ON_CPU_HOST_PTR(s));
@@ -689,7 +721,10 @@ int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
                              RUN_ON_CPU_HOST_PTR(s));
         }
     } else {
-        cpu_stop_current();
+        vm_snapshot_set_state(s, STATE_IN_MAIN_LOOP);
+        if (current_cpu) {
+            cpu_hold(current_cpu);
+        }
         qemu_bh_schedule(s->bh);
     }
     return 0;
@@ -697,7 +732,9 @@ int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
 
 void vm_snapshot_cancel(VMSnapshot *s)
 {
-    s->op = VM_SNAPSHOT_NONE;
+    if (s->state != STATE_RUNNING && s->state != STATE_IDLE) {
+        vm_snapshot_set_state(s, STATE_IDLE);
+    }
 }
 
 int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
@@ -705,7 +742,7 @@ int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
 {
     int64_t since = get_clock();
 
-    if (s->in_progress) {
+    if (s->state == STATE_RUNNING) {
         error_setg(errp, "A command of the guest's is being carried out");
         return -EBUSY;
     }
@@ -713,7 +750,7 @@ int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
      * The guest's request comes first: in a machine saved or restored now,
      * the store that made it would have been executed and had no effect.
      */
-    if (s->requested) {
+    if (s->state != STATE_IDLE) {
         vm_snapshot_bh(s);
     }
     return vm_snapshot_do(s, op, slot, since, errp);
@@ -726,11 +763,11 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned n,
     SnapshotDeviceMismatches *m = NULL;
     RunState was;
 
-    if (s->in_progress) {
+    if (s->state == STATE_RUNNING) {
         error_setg(errp, "A command of the guest's is being carried out");
         return NULL;
     }
-    if (s->requested) {
+    if (s->state != STATE_IDLE) {
         vm_snapshot_bh(s);
     }
     if (n >= s->config.slots) {
@@ -746,14 +783,14 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned n,
     if (vm_snapshot_not_now(errp)) {
         return NULL;
     }
-    s->in_progress = true;
+    vm_snapshot_set_state(s, STATE_RUNNING);
     was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
     if (ram_snapshot_matches(slot->ram, errp) &&
         qemu_device_state_matches(slot->devices, errp)) {
         m = vm_snapshot_compare(slot->ram, slot->devices, NULL);
     }
     vm_snapshot_resume(was);
-    s->in_progress = false;
+    vm_snapshot_set_state(s, STATE_IDLE);
     return m;
 }
 
@@ -779,7 +816,7 @@ SnapshotDeviceRam vm_snapshot_ram(const VMSnapshot *s)
 
 bool vm_snapshot_in_progress(const VMSnapshot *s)
 {
-    return s->in_progress;
+    return s->state == STATE_RUNNING;
 }
 
 static int compare_times(const void *a, const void *b)

@@ -24,7 +24,6 @@ OBJECT_DECLARE_SIMPLE_TYPE(VMSnapshot, VM_SNAPSHOT)
 #define VM_SNAPSHOT_SLOTS_MAX 64
 
 typedef enum VMSnapshotOp {
-    VM_SNAPSHOT_NONE,
     VM_SNAPSHOT_SAVE,
     VM_SNAPSHOT_RESTORE,
     VM_SNAPSHOT_DISCARD,
@@ -85,8 +84,9 @@ void vm_snapshot_excuse_ram(VMSnapshotHostWritesFn *fn);
  * vm_snapshot_request: start an operation from a register access
  *
  * Called with the BQL held.  The calling vCPU, if it is one, stops after the
- * instruction that it is in; the operation runs in the main loop, with all
- * vCPUs stopped, and then the vCPUs run on.  It ends with the done callback,
+ * instruction that it is in, and is held there, whoever resumes vCPUs.  The
+ * operation runs in the main loop, or on that vCPU's thread, with all vCPUs
+ * stopped; then they run on.  It ends with the done callback,
  * failures are reported to the host too.
  *
  * Returns: 0, or -EBUSY if an operation is under way

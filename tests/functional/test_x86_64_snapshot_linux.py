@@ -33,8 +33,11 @@ class SnapshotLinux(QemuSystemTest):
         self.serial = Path(self.log_file('serial.log'))
         self.serial.unlink(missing_ok=True)
 
-    def boot(self, machine, run, *args):
-        """Start a guest that runs @run, words with commas between them."""
+    def boot(self, machine, run, *args, kernel=''):
+        """
+        Start a guest that runs @run, words with commas between them; @kernel
+        are more options of the kernel's.
+        """
         linux = os.getenv('QEMU_TEST_SNAPSHOT_LINUX')
         if linux:
             linux = Path(linux)
@@ -49,7 +52,7 @@ class SnapshotLinux(QemuSystemTest):
                          '-serial', f'file:{self.serial}',
                          '-kernel', str(linux / 'vmlinuz'),
                          '-initrd', str(linux / 'initramfs'),
-                         '-append', 'console=ttyS0 panic=-1 '
+                         '-append', f'console=ttyS0 panic=-1 {kernel} '
                                     f'snapshot.run={run}', *args)
         self.vm.launch()
 
@@ -129,17 +132,20 @@ class SnapshotLinux(QemuSystemTest):
     def test_work_q35_smp(self):
         self.do_work('q35', '-smp', '2')
 
-    def test_work_virtio(self):
+    def disk(self):
+        """Options for a disk that the guest reads all the time"""
         disk = self.scratch_file('disk')
         with open(disk, 'wb') as f:
             f.write(random.Random(2).randbytes(16 << 20))
+        return '-drive', f'if=virtio,format=raw,readonly=on,file={disk}'
+
+    def test_work_virtio(self):
         self.do_work('q35', '-smp', '2', '-device', 'virtio-net-pci',
-                     '-drive', f'if=virtio,format=raw,readonly=on,file={disk}',
-                     restores=300)
+                     *self.disk(), restores=300)
         disks = [l for l in self.output() if l.startswith('work: disk ')]
         self.assertNotRegex(disks[0], ' 0000000000000000')
 
-    def do_work_host(self, machine, *args, saves=10, restores=300):
+    def do_work_host(self, machine, *args, saves=10, restores=300, kernel=''):
         """
         The same, at moments that no program in the guest chose: in the midst
         of an interrupt, of a page fault, of a fork.
@@ -147,7 +153,8 @@ class SnapshotLinux(QemuSystemTest):
         # Seeded, so that a failure has a chance to come back
         rng = random.Random(1)
 
-        self.boot(machine, 'work,host', '-device', 'snapshot', *args)
+        self.boot(machine, 'work,host', '-device', 'snapshot', *args,
+                  kernel=kernel)
         self.wait_for_line('work: go')
         for save in range(saves):
             time.sleep(rng.uniform(0, 0.03))
@@ -171,6 +178,18 @@ class SnapshotLinux(QemuSystemTest):
 
     def test_work_host_q35_smp(self):
         self.do_work_host('q35', '-smp', '2')
+
+    def test_work_host_intx(self):
+        """
+        The disk interrupts by INTx, at any moment. Catches a bus whose count
+        of interrupts is not that of its devices.
+        """
+        self.do_work_host('pc', '-nodefaults', *self.disk(), kernel='pci=nomsi')
+
+    def test_work_intx(self):
+        self.boot('q35', 'work,guest,300,10', '-device', 'snapshot',
+                  '-nodefaults', '-smp', '2', *self.disk(), kernel='pci=nomsi')
+        self.assertIn('work: same result', self.finish())
 
     # Clocks go on from the save, and a pending timer fires each time
 

@@ -401,6 +401,7 @@ static void storm_ap(unsigned cpu)
  */
 CASE(storm)
 {
+    memset(storm_page, 0, sizeof(storm_page[0]) * STORM_PAGES);
     for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
         ap_start(cpu, storm_ap);
     }
