@@ -593,6 +593,49 @@ static void test_erst(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/*
+ * Catches: a checksum that QEMU writes into the packet that a guest sends, in
+ * the guest's own RAM.
+ */
+static void test_checksum(const void *machine)
+{
+    enum {
+        RING = 16 * MiB, PACKET = RING + 4 * KiB, CHECKSUM = PACKET + 40,
+        TCTL = 0x400, TDBAL = 0x3800, TDLEN = 0x3808, TDT = 0x3818,
+    };
+    /* UDP over IP with four bytes of payload */
+    static const uint8_t packet[46] = {
+        [12] = 0x08, 0x00, 0x45, 0x00, 0x00, 32, [22] = 64, 17,
+        [26] = 10, 0, 2, 15, 10, 0, 2, 2, 0x12, 0x34, 0x00, 0x07, 0x00, 12,
+        0x5a, 0x5a, 1, 2, 3, 4,
+    };
+    static const uint32_t ring[] = {
+        0, 46 << 16 | 40 << 8 | 34, 0x20000000, 0,      /* where checksums are */
+        PACKET, 0, 0x2b100000 | sizeof(packet), 0x200,  /* insert UDP's */
+    };
+    SnapshotVM *vm = start(machine, "-netdev hubport,hubid=0,id=n"
+                           " -device e1000e,netdev=n,addr=8");
+    QPCIDevice *dev = device_8(vm);
+    QPCIBar bar = qpci_iomap(dev, 0, NULL);
+    int i;
+
+    qtest_memwrite(vm->qts, PACKET, packet, sizeof(packet));
+    qtest_memwrite(vm->qts, RING, ring, sizeof(ring));
+    qpci_io_writel(dev, bar, TDBAL, RING);
+    qpci_io_writel(dev, bar, TDLEN, 128);
+    qpci_io_writel(dev, bar, TCTL, 2);          /* enable */
+    snapshot_qmp(vm, "save", 0);
+    for (i = 0; i < 3; i++) {
+        qpci_io_writel(dev, bar, TDT, 2);
+        g_assert_cmphex(qtest_readw(vm->qts, CHECKSUM), !=, 0x5a5a);
+        snapshot_qmp(vm, "restore", 0);
+        g_assert_cmphex(qtest_readw(vm->qts, CHECKSUM), ==, 0x5a5a);
+        assert_exact(vm, 0);
+    }
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -606,5 +649,6 @@ int main(int argc, char **argv)
     snapshot_add_tests("vmware-vga", test_vmware_vga);
     snapshot_add_tests("ati-vga", test_ati_vga);
     snapshot_add_tests("erst", test_erst);
+    snapshot_add_tests("checksum", test_checksum);
     return g_test_run();
 }
