@@ -636,6 +636,28 @@ static void test_checksum(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/* Catches: an answer that is written into the request, mapped to be read. */
+static void test_answer(const void *machine)
+{
+    enum { FRAME = 16 * MiB, STATUS = FRAME + 2, INBOUND = 0x40 };
+    SnapshotVM *vm = start(machine, "-device megasas,addr=8");
+    QPCIDevice *dev = device_8(vm);
+    QPCIBar bar = qpci_iomap(dev, 0, NULL);
+    int i;
+
+    qtest_writel(vm->qts, FRAME, 0x7f);         /* no such command */
+    snapshot_qmp(vm, "save", 0);
+    for (i = 0; i < 3; i++) {
+        qpci_io_writel(dev, bar, INBOUND, FRAME);
+        g_assert_cmphex(qtest_readb(vm->qts, STATUS), !=, 0);
+        snapshot_qmp(vm, "restore", 0);
+        g_assert_cmphex(qtest_readb(vm->qts, STATUS), ==, 0);
+        assert_exact(vm, 0);
+    }
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -650,5 +672,6 @@ int main(int argc, char **argv)
     snapshot_add_tests("ati-vga", test_ati_vga);
     snapshot_add_tests("erst", test_erst);
     snapshot_add_tests("checksum", test_checksum);
+    snapshot_add_tests("answer", test_answer);
     return g_test_run();
 }
