@@ -12,6 +12,7 @@
 #include "qemu/rcu.h"
 #include "qapi/error.h"
 #include "exec/memory.h"
+#include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "hw/virtio/vhost.h"
@@ -90,6 +91,9 @@ RAMSnapshotStore *ram_snapshot_store_new(SnapshotDeviceRam mode,
         return NULL;
     }
 
+    if (ops == &ram_snapshot_dirty_ops) {
+        ram_write_mappings_track();
+    }
     store = g_malloc0(ops->store_size);
     store->ops = ops;
     store->fd = fd;
