@@ -9,6 +9,7 @@ from pathlib import Path
 import re
 import resource
 import socket
+import subprocess
 import threading
 import time
 
@@ -257,6 +258,79 @@ class UserNetwork(LinuxGuest):
         self.assertEqual(answer, b'hello')
         self.finish()
         self.log.info('%d connections', attempts)
+
+
+class Monitors(QemuSystemTest):
+    """Commands that come while QEMU ends, which is when a fuzzer's does"""
+
+    ENDS = 40
+    FLOODS = 4
+
+    def connect(self, path):
+        end = time.monotonic() + 60
+        while True:
+            s = socket.socket(socket.AF_UNIX)
+            try:
+                s.connect(path)
+                return s
+            except OSError:
+                s.close()
+                self.assertLess(time.monotonic(), end, f'no {path}')
+                time.sleep(0.005)
+
+    @staticmethod
+    def flood(s, started):
+        try:
+            s.sendall(b'{"execute": "qmp_capabilities",'
+                      b' "arguments": {"enable": ["oob"]}}')
+            while True:
+                s.sendall(b'{"execute": "query-name"}' * 64)
+                started.set()
+        except OSError:
+            pass
+
+    @staticmethod
+    def drain(s):
+        try:
+            while s.recv(1 << 16):
+                pass
+        except OSError:
+            pass
+
+    def end_in_flood(self, n):
+        """The exit status of a QEMU that is told to quit by one of many"""
+        directory = self.socket_dir().name
+        paths = [f'{directory}/{n}-{i}' for i in range(self.FLOODS + 1)]
+        args = [self.qemu_bin, '-M', 'none', '-nodefaults', '-display', 'none']
+        for path in paths:
+            args += ['-qmp', f'unix:{path},server=on,wait=off']
+        started = [threading.Event() for _ in range(self.FLOODS)]
+        with subprocess.Popen(args) as qemu:
+            sockets = [self.connect(path) for path in paths]
+            threads = [threading.Thread(target=self.drain, args=(s,))
+                       for s in sockets]
+            threads += [threading.Thread(target=self.flood, args=pair)
+                        for pair in zip(sockets, started)]
+            for thread in threads:
+                thread.start()
+            for event in started:
+                event.wait(60)
+            sockets[-1].sendall(b'{"execute": "qmp_capabilities"}'
+                                b'{"execute": "quit"}')
+            status = qemu.wait(60)
+        for s in sockets:
+            s.close()
+        for thread in threads:
+            thread.join()
+        return status
+
+    def test_end(self):
+        """
+        Catches: a command that wakes the coroutine which carries out commands
+        when there is none any more.
+        """
+        self.assertEqual([self.end_in_flood(n) for n in range(self.ENDS)],
+                         [0] * self.ENDS)
 
 
 if __name__ == '__main__':
