@@ -274,6 +274,25 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
     return store->ops->save(snap, errp) ? g_steal_pointer(&snap) : NULL;
 }
 
+static bool is_saved_block(const SavedBlock *b, const RAMBlock *rb)
+{
+    return b->rb == rb && b->host == rb->host && b->offset == rb->offset &&
+        !strcmp(b->idstr, block_name(rb));
+}
+
+/* @b may be of a block that is no more: it is only compared. */
+static bool saved_block_is_there(const SavedBlock *b)
+{
+    RAMBlock *rb;
+
+    RAMBLOCK_FOREACH(rb) {
+        if (is_saved_block(b, rb)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
 {
     RAMBlock *rb;
@@ -286,10 +305,13 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
     RAMBLOCK_FOREACH(rb) {
         const SavedBlock *b = saved_block(snap, i);
 
-        if (i == snap->blocks->len || b->rb != rb || b->host != rb->host ||
-            b->offset != rb->offset || strcmp(b->idstr, block_name(rb))) {
-            error_setg(errp, "RAM block '%s' was plugged after the save, or "
-                       "another unplugged", block_name(rb));
+        if (i < snap->blocks->len && !is_saved_block(b, rb) &&
+            !saved_block_is_there(b)) {
+            break;
+        }
+        if (i == snap->blocks->len || !is_saved_block(b, rb)) {
+            error_setg(errp, "RAM block '%s' was plugged after the save",
+                       block_name(rb));
             return false;
         }
         if (b->length != block_length(rb)) {
@@ -299,6 +321,7 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
         }
         i++;
     }
+    /* Blocks are in an order: this one is missing, whatever is at its place. */
     if (i < snap->blocks->len) {
         error_setg(errp, "RAM block '%s' was unplugged after the save",
                    saved_block(snap, i)->idstr);

@@ -32,7 +32,9 @@
 #include "system/reset.h"
 #include "system/runstate.h"
 #include "system/tcg.h"
+#include "monitor/qdev.h"
 #include "migration.h"
+#include "plug-log.h"
 #include "ram-snapshot.h"
 #include "savevm.h"
 #include "trace.h"
@@ -44,6 +46,7 @@
 typedef struct VMSnapshotSlot {
     RAMSnapshot *ram;           /* NULL in an empty slot */
     DeviceStateImage *devices;
+    PlugMark *plugs;            /* which devices there were */
     bool suspended;             /* the guest slept (ACPI S3) */
     bool virtio;                /* the machine has devices of it */
     uint64_t restores;
@@ -209,6 +212,7 @@ static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
 {
     ram_snapshot_free(slot->ram);
     qemu_device_state_free(slot->devices);
+    plug_mark_free(slot->plugs);
     *slot = (VMSnapshotSlot) { };
 }
 
@@ -306,6 +310,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     vm_snapshot_clear_slot(slot);
     slot->ram = g_steal_pointer(&ram);
     slot->devices = g_steal_pointer(&devices);
+    slot->plugs = plug_mark_new();
     slot->suspended = vm_get_suspended();
     slot->virtio = vm_snapshot_has_virtio();
     vm_snapshot_warn_unsaved(s);
@@ -349,6 +354,7 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
     const VMSnapshotSlot *slot = &s->slots[n];
     g_autoptr(SnapshotDeviceMismatches) m = NULL;
 
+    qdev_forget_unplug_requests();
     if (!s->config.verify || (s->restores + 1) % s->config.verify) {
         return;
     }
@@ -360,6 +366,14 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
         s->mismatched++;
         qapi_event_send_snapshot_device_mismatch(n, m);
     }
+}
+
+/* Is the machine made of what it was made of at the save? */
+static bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp)
+{
+    return plug_mark_matches(slot->plugs, errp) &&
+        ram_snapshot_matches(slot->ram, errp) &&
+        qemu_device_state_matches(slot->devices, errp);
 }
 
 /*
@@ -407,6 +421,10 @@ static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
         return true;
     }
     qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
+    /* Images are of no use to a machine that a reset made another one. */
+    if (!vm_snapshot_matches(slot, errp)) {
+        return false;
+    }
     t_ram = get_clock();
     if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
         return false;
@@ -427,8 +445,7 @@ static int vm_snapshot_prepare(VMSnapshot *s, unsigned n, Error **errp)
 {
     VMSnapshotSlot *slot = &s->slots[n];
 
-    if (!ram_snapshot_matches(slot->ram, errp) ||
-        !qemu_device_state_matches(slot->devices, errp)) {
+    if (!vm_snapshot_matches(slot, errp)) {
         return -ESTALE;
     }
     return ram_snapshot_prepare(slot->ram, errp) ? 0 : -ENOMEM;
@@ -785,8 +802,7 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned n,
     }
     vm_snapshot_set_state(s, STATE_RUNNING);
     was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
-    if (ram_snapshot_matches(slot->ram, errp) &&
-        qemu_device_state_matches(slot->devices, errp)) {
+    if (vm_snapshot_matches(slot, errp)) {
         m = vm_snapshot_compare(slot->ram, slot->devices, NULL);
     }
     vm_snapshot_resume(was);
@@ -887,6 +903,7 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
         object_unref(OBJECT(s));
         return NULL;
     }
+    plug_log_start();
     s->config = *config;
     s->config.file = NULL;
     s->slots = g_new0(VMSnapshotSlot, config->slots);
@@ -917,6 +934,9 @@ static void vm_snapshot_finalize(Object *obj)
         vm_snapshot_clear_slot(&s->slots[i]);
     }
     g_free(s->slots);
+    if (s->store) {
+        plug_log_stop();
+    }
     ram_snapshot_store_free(s->store);
     g_free(s->last_refusal);
     qapi_free_SnapshotDeviceMismatches(s->mismatches);

@@ -432,15 +432,23 @@ typedef struct OpsField {
 static int ops_put(QEMUFile *f, void *opaque, size_t size,
                    const VMStateField *field, JSONWriter *vmdesc)
 {
-    container_of(field, OpsField, field)->ops->save_state(f, opaque);
+    const SaveVMHandlers *ops = container_of(field, OpsField, field)->ops;
+
+    if (ops->save_in_memory) {
+        ops->save_in_memory(f, opaque);
+    } else {
+        ops->save_state(f, opaque);
+    }
     return 0;
 }
 
 static int ops_get(QEMUFile *f, void *opaque, size_t size,
                    const VMStateField *field)
 {
-    return container_of(field, OpsField, field)->ops->load_state(
-        f, opaque, field->version_id);
+    const SaveVMHandlers *ops = container_of(field, OpsField, field)->ops;
+
+    return (ops->load_in_memory ?: ops->load_state)(f, opaque,
+                                                    field->version_id);
 }
 
 static const VMStateInfo ops_info = {
