@@ -15,8 +15,11 @@
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "snapshot-utils.h"
+#include "hw/pci/pci_regs.h"
 #include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_gpu.h"
 #include "standard-headers/linux/virtio_ids.h"
+#include "standard-headers/linux/virtio_net.h"
 #include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_ring.h"
 
@@ -114,7 +117,7 @@ static void virtio_start(Virtio *v, const void *machine, const char *device)
                            1ull << VIRTIO_RING_F_EVENT_IDX));
     v->vq = qvirtqueue_setup(v->d, &v->alloc, 0);
     qvirtio_set_driver_ok(v->d);
-    v->buffer = guest_alloc(&v->alloc, 64);
+    v->buffer = guest_alloc(&v->alloc, 256);
 }
 
 static void virtio_end(Virtio *v)
@@ -410,6 +413,445 @@ static void test_vmxnet3_mac(const void *machine)
     one_device_end(&o);
 }
 
+static bool is_q35(const void *machine)
+{
+    return !strcmp(machine, "q35");
+}
+
+static QPCIDevice *find(SnapshotVM *vm, int slot, int fn)
+{
+    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(slot, fn));
+
+    g_assert_nonnull(dev);
+    return dev;
+}
+
+#define MCH_PCIEXBAR 0x60
+#define MCH_SMRAM 0x9d
+#define MCH_F_SMBASE 0x9c
+#define D_OPEN 0x40
+#define D_LCK 0x10
+
+/*
+ * Catches: what a lock makes read-only, for ever; a window that a lock opened;
+ * and one that the registers do not tell of.
+ */
+static void test_mch(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on",
+                                       "-M q35 -global mch.smbase-smram=on"
+                                       " -m 16");
+    g_autofree QPCIDevice *mch = find(vm, 0, 0);
+    const uint64_t base = 0xb0000000, smbase = 0x30000;
+    uint32_t id;
+
+    qtest_writel(vm->qts, smbase, 0x12345678);
+    snapshot_qmp(vm, "save", 0);
+    qpci_config_writeb(mch, MCH_SMRAM, D_LCK);
+    qpci_config_writeb(mch, MCH_SMRAM, D_OPEN);
+    g_assert_cmphex(qpci_config_readb(mch, MCH_SMRAM) & D_OPEN, ==, 0);
+    qpci_config_writeb(mch, MCH_F_SMBASE, 0xff);
+    qpci_config_writeb(mch, MCH_F_SMBASE, 2);
+    g_assert_cmphex(qtest_readl(vm->qts, smbase), ==, UINT32_MAX);
+    restore(vm);
+    g_assert_cmphex(qtest_readl(vm->qts, smbase), ==, 0x12345678);
+    qpci_config_writeb(mch, MCH_SMRAM, D_OPEN);
+    g_assert_cmphex(qpci_config_readb(mch, MCH_SMRAM) & D_OPEN, ==, D_OPEN);
+    qpci_config_writeb(mch, MCH_F_SMBASE, 0xff);
+    g_assert_cmphex(qpci_config_readb(mch, MCH_F_SMBASE), ==, 1);
+    snapshot_qmp(vm, "save", 0);
+    qpci_config_writeb(mch, MCH_F_SMBASE, 2);
+    restore(vm);
+    g_assert_cmphex(qtest_readl(vm->qts, smbase), ==, 0x12345678);
+
+    /* The last is reserved: it must not depend on what there was before. */
+    qpci_config_writel(mch, MCH_PCIEXBAR, base | 1);
+    g_assert_cmphex(qtest_readl(vm->qts, base), ==, 0x29c08086);
+    qpci_config_writel(mch, MCH_PCIEXBAR, base | 1 | 3 << 1);
+    id = qtest_readl(vm->qts, base);
+    snapshot_qmp(vm, "save", 0);
+    restore_all_ways(vm);
+    g_assert_cmphex(qtest_readl(vm->qts, base), ==, id);
+    snapshot_vm_end(vm);
+}
+
+#define LPC_PM_BASE 0x600
+#define LPC_SMI_EN (LPC_PM_BASE + 0x30)
+#define LPC_SMI_STS (LPC_PM_BASE + 0x34)
+
+static QPCIDevice *lpc_start(SnapshotVM *vm)
+{
+    QPCIDevice *lpc = find(vm, 0x1f, 0);
+
+    qpci_config_writel(lpc, 0x40, LPC_PM_BASE);
+    qpci_config_writeb(lpc, 0x44, 0x80);        /* ACPI_EN */
+    return lpc;
+}
+
+/* Catches: a lock of SMI_EN that is left, or lost. */
+static void test_smi_lock(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M q35 -m 16");
+    g_autofree QPCIDevice *lpc = lpc_start(vm);
+    const unsigned pmcon = 0xa0, lock = 0x10;
+
+    snapshot_qmp(vm, "save", 0);
+    qpci_config_writew(lpc, pmcon, lock);
+    qtest_outl(vm->qts, LPC_SMI_EN, 1);
+    g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_EN) & 1, ==, 0);
+    restore_all_ways(vm);
+    qtest_outl(vm->qts, LPC_SMI_EN, 1);
+    g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_EN) & 1, ==, 1);
+
+    qpci_config_writew(lpc, pmcon, lock);
+    snapshot_qmp(vm, "save", 0);
+    restore_all_ways(vm);
+    qtest_outl(vm->qts, LPC_SMI_EN, 0);
+    g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_EN) & 1, ==, 1);
+    qpci_config_writew(lpc, pmcon, 0);
+    g_assert_cmphex(qpci_config_readw(lpc, pmcon) & lock, ==, lock);
+
+    /* A reset ends it, and so it is afterwards. */
+    qtest_system_reset(vm->qts);
+    snapshot_qmp(vm, "save", 0);
+    restore_all_ways(vm);
+    g_free(lpc_start(vm));
+    qtest_outl(vm->qts, LPC_SMI_EN, 1);
+    g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_EN) & 1, ==, 1);
+    snapshot_vm_end(vm);
+}
+
+/* Catches: a timer that each restore starts anew, or that a reset leaves. */
+static void test_smi_timer(const void *machine)
+{
+    const unsigned en = 1 << 6, us = 1000;      /* SWSMI, after 1.5 ms */
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M q35 -m 16");
+    g_autofree QPCIDevice *lpc = lpc_start(vm);
+
+    qtest_outl(vm->qts, LPC_SMI_EN, en);
+    qtest_clock_step(vm->qts, 1000 * us);
+    snapshot_qmp(vm, "save", 0);
+    qtest_clock_step(vm->qts, 100 * us);
+    qtest_outl(vm->qts, LPC_SMI_EN, 0);
+    restore_all_ways(vm);
+    g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_STS) & en, ==, 0);
+    qtest_clock_step(vm->qts, 450 * us);
+    g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_STS) & en, ==, en);
+
+    qtest_outl(vm->qts, LPC_SMI_STS, 0);
+    qtest_system_reset(vm->qts);
+    qtest_clock_step(vm->qts, 2000 * us);
+    g_free(lpc_start(vm));
+    g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_STS) & en, ==, 0);
+    snapshot_vm_end(vm);
+}
+
+/* Catches: registers for CPU hotplug that a guest has switched, for ever. */
+static void test_cpu_hotplug(const void *machine)
+{
+    const unsigned base = is_q35(machine) ? 0xcd8 : 0xaf00, present = 1;
+    SnapshotVM *vm = snapshot_vm_start(",verify=on,slots=2", "-M %s -m 16",
+                                       (const char *)machine);
+    unsigned i, modern;
+
+    g_assert_cmphex(qtest_inb(vm->qts, base), ==, present);
+    snapshot_qmp(vm, "save", 0);
+    qtest_outb(vm->qts, base, 0);
+    modern = qtest_inb(vm->qts, base);
+    g_assert_cmphex(modern, !=, present);
+    snapshot_qmp(vm, "save", 1);
+    for (i = 0; i < 3; i++) {
+        restore_all_ways(vm);
+        g_assert_cmphex(qtest_inb(vm->qts, base), ==, present);
+        snapshot_qmp(vm, "restore", 1);
+        g_assert_cmphex(qtest_inb(vm->qts, base), ==, modern);
+        restore(vm);
+        qtest_outb(vm->qts, base, 0);
+        g_assert_cmphex(qtest_inb(vm->qts, base), ==, modern);
+    }
+    assert_exact(vm);
+    snapshot_vm_end(vm);
+}
+
+typedef struct SMBus {
+    SnapshotVM *vm;
+    QPCIDevice *dev;
+    QPCIBar bar;
+} SMBus;
+
+static void smbus_write(SMBus *b, unsigned reg, uint8_t val)
+{
+    if (b->dev) {
+        qpci_io_writeb(b->dev, b->bar, reg, val);
+    } else {
+        qtest_outb(b->vm->qts, 0xb100 + reg, val);
+    }
+}
+
+static uint8_t smbus_read(SMBus *b, unsigned reg)
+{
+    return b->dev ? qpci_io_readb(b->dev, b->bar, reg) :
+                    qtest_inb(b->vm->qts, 0xb100 + reg);
+}
+
+/* Returns: the status */
+static uint8_t smbus_start(SMBus *b, unsigned address, unsigned protocol)
+{
+    smbus_write(b, 0, 0xff);                    /* clear */
+    smbus_write(b, 4, address << 1 | 1);
+    smbus_write(b, 2, protocol << 2 | 0x40);
+    smbus_read(b, 0);                           /* it starts then */
+    return smbus_read(b, 0);
+}
+
+/*
+ * Catches: a transfer that is under way on a bus, though it was not, or that
+ * its slave takes part in more than once.
+ */
+static void test_i2c(const void *machine)
+{
+    const unsigned eeprom = 0x50, nobody = 0x30, quick = 0, block = 6;
+    const uint8_t error = 4, done = 0x80;
+    SMBus b = {
+        .vm = snapshot_vm_start(",verify=on", "-M %s -m 16",
+                                (const char *)machine),
+    };
+    uint8_t bytes[3];
+    unsigned i, round;
+
+    if (is_q35(machine)) {
+        b.dev = find(b.vm, 0x1f, 3);
+        qpci_config_writeb(b.dev, 0x40, 1);     /* HST_EN */
+        qpci_device_enable(b.dev);
+        b.bar = qpci_iomap(b.dev, 4, NULL);
+    }
+    snapshot_qmp(b.vm, "save", 0);
+    g_assert_cmphex(smbus_start(&b, nobody, quick) & error, ==, error);
+    g_assert_cmphex(smbus_start(&b, eeprom, block) & (error | done), ==, done);
+    restore(b.vm);
+    /* Of a busy bus nobody would be asked for an address. */
+    g_assert_cmphex(smbus_start(&b, nobody, quick) & error, ==, error);
+    g_assert_cmphex(smbus_start(&b, eeprom, block) & (error | done), ==, done);
+    restore_all_ways(b.vm);
+    g_assert_cmphex(smbus_start(&b, nobody, quick) & error, ==, error);
+
+    g_assert_cmphex(smbus_start(&b, eeprom, block) & (error | done), ==, done);
+    snapshot_qmp(b.vm, "save", 0);
+    for (round = 0; round < 3; round++) {
+        for (i = 0; i < sizeof(bytes); i++) {
+            uint8_t byte = smbus_read(&b, 7);
+
+            g_assert_cmphex(round ? byte : bytes[i], ==, bytes[i]);
+            bytes[i] = byte;
+            smbus_write(&b, 0, done);
+        }
+        restore_all_ways(b.vm);
+    }
+    g_free(b.dev);
+    snapshot_vm_end(b.vm);
+}
+
+/* Catches: a request for DMA, or the end of one, that does not go back. */
+static void test_dma(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on,slots=2", "-M %s -m 16",
+                                       (const char *)machine);
+    unsigned i;
+
+    snapshot_qmp(vm, "save", 0);
+    qtest_outb(vm->qts, 0x09, 4 | 1);           /* request channel 1 */
+    snapshot_qmp(vm, "save", 1);
+    g_assert_cmphex(qtest_inb(vm->qts, 0x08) & 0xf0, ==, 0x20);
+    for (i = 0; i < 2; i++) {
+        restore_all_ways(vm);
+        g_assert_cmphex(qtest_inb(vm->qts, 0x08), ==, 0);
+        snapshot_qmp(vm, "restore", 1);
+        g_assert_cmphex(qtest_inb(vm->qts, 0x08), ==, 0x20);
+    }
+    assert_exact(vm);
+    snapshot_vm_end(vm);
+}
+
+/* Catches: bits that a port changes, and that it then refuses to load. */
+static void test_root_port(const void *machine)
+{
+    const unsigned slot_control = 0x18, slot_status = 0x1a;
+    const uint16_t control = 0x800, locked = 0x80;      /* the interlock's */
+    OneDevice o;
+    uint8_t cap;
+
+    one_device_start(&o, ",verify=on", machine, "pcie-root-port,chassis=1", 0);
+    cap = qpci_find_capability(o.dev, PCI_CAP_ID_EXP, 0);
+    g_assert_cmphex(cap, !=, 0);
+    snapshot_qmp(o.vm, "save", 0);
+    qpci_config_writew(o.dev, cap + slot_control, control);
+    g_assert_cmphex(qpci_config_readw(o.dev, cap + slot_status) & locked, ==,
+                    locked);
+    restore_all_ways(o.vm);
+    g_assert_cmphex(qpci_config_readw(o.dev, cap + slot_status) & locked, ==,
+                    0);
+    qpci_config_writew(o.dev, cap + slot_control, control);
+    snapshot_qmp(o.vm, "save", 0);
+    restore_all_ways(o.vm);
+    g_assert_cmphex(qpci_config_readw(o.dev, cap + slot_status) & locked, ==,
+                    locked);
+    one_device_end(&o);
+}
+
+static uint32_t gpu_command(Virtio *v, const void *command, size_t size)
+{
+    const uint64_t reply = v->buffer + 128;
+    uint32_t head;
+
+    qtest_memwrite(v->vm->qts, v->buffer, command, size);
+    head = qvirtqueue_add(v->vm->qts, v->vq, v->buffer, size, false, true);
+    qvirtqueue_add(v->vm->qts, v->vq, reply, 64, true, false);
+    qvirtqueue_kick(v->vm->qts, v->d, v->vq, head);
+    qvirtio_wait_used_elem(v->vm->qts, v->d, v->vq, head, NULL,
+                           10 * 1000 * 1000);
+    return qtest_readl(v->vm->qts, reply);
+}
+
+static void gpu_create(Virtio *v, unsigned id)
+{
+    struct virtio_gpu_resource_create_2d create = {
+        .hdr.type = VIRTIO_GPU_CMD_RESOURCE_CREATE_2D,
+        .resource_id = id,
+        .format = VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM,
+        .width = 64,
+        .height = 64 + id,
+    };
+    struct {
+        struct virtio_gpu_resource_attach_backing attach;
+        struct virtio_gpu_mem_entry entry;
+    } backing = {
+        .attach.hdr.type = VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING,
+        .attach.resource_id = id,
+        .attach.nr_entries = 1,
+        .entry.addr = 8 * MiB + id * MiB,
+        .entry.length = 64 * KiB,
+    };
+
+    g_assert_cmphex(gpu_command(v, &create, sizeof(create)), ==,
+                    VIRTIO_GPU_RESP_OK_NODATA);
+    g_assert_cmphex(gpu_command(v, &backing, sizeof(backing)), ==,
+                    VIRTIO_GPU_RESP_OK_NODATA);
+}
+
+/* Catches: resources that come back in another order, or are kept twice. */
+static void test_gpu(const void *machine)
+{
+    Virtio v;
+    unsigned i;
+
+    virtio_start(&v, machine, "virtio-gpu-pci");
+    for (i = 1; i <= 3; i++) {
+        gpu_create(&v, i);
+    }
+    snapshot_qmp(v.vm, "save", 0);
+    gpu_create(&v, 4);
+    restore_all_ways(v.vm);
+    v.d->bus->set_status(v.d, 0);
+    restore_all_ways(v.vm);
+    virtio_end(&v);
+}
+
+/* Catches: a restore that has the guest announce itself to the network. */
+static void test_announce(const void *machine)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(8, 0) };
+    SnapshotVM *vm = snapshot_vm_start(",verify=on",
+                                       "-M %s -device virtio-net-pci,addr=8",
+                                       (const char *)machine);
+    QVirtioPCIDevice *pci = virtio_pci_new(vm->pci, &addr);
+    QVirtioDevice *d = &pci->vdev;
+    uint16_t status;
+
+    qvirtio_pci_device_enable(pci);
+    qvirtio_start_device(d);
+    qvirtio_set_features(d, qvirtio_get_features(d) & ~QVIRTIO_F_BAD_FEATURE);
+    g_assert_true(d->features & 1ull << VIRTIO_NET_F_GUEST_ANNOUNCE);
+    qvirtio_set_driver_ok(d);
+    status = qvirtio_config_readw(d, 6);
+    g_assert_cmphex(status & VIRTIO_NET_S_ANNOUNCE, ==, 0);
+    snapshot_qmp(vm, "save", 0);
+    d->bus->set_status(d, 0);
+    restore_all_ways(vm);
+    qtest_clock_step(vm->qts, 1000 * 1000 * 1000);
+    g_assert_cmphex(qvirtio_config_readw(d, 6), ==, status);
+    g_free(pci->pdev);
+    g_free(pci);
+    snapshot_vm_end(vm);
+}
+
+/* Of the directories whose hooks were gone through */
+static const char *const devices[] = {
+    "e1000", "e1000e", "igb", "rtl8139", "i82550", "i82559er", "i82801",
+    "pcnet", "ne2k_pci", "tulip", "vmxnet3", "virtio-net-pci",
+    "kvaser_pci,canbus=can0", "pcm3680_pci,canbus0=can0,canbus1=can0",
+    "mioe3680_pci,canbus0=can0,canbus1=can0",
+    "ctucan_pci,canbus0=can0,canbus1=can0", "virtio-rng-pci",
+    "virtio-serial-pci", "virtio-balloon-pci", "virtio-scsi-pci",
+    "virtio-gpu-pci", "virtio-keyboard-pci", "virtio-mouse-pci",
+    "virtio-tablet-pci", "virtio-iommu-pci", "i6300esb",
+    "pci-bridge,chassis_nr=9", "pcie-pci-bridge", "pcie-root-port,chassis=9",
+    "ioh3420,chassis=10", "x3130-upstream", "i82801b11-bridge",
+};
+
+/*
+ * Catches: a device that is not what it was after reset, save, restore; one that
+ * cannot be loaded, or keeps what a load allocated.  All in one machine: the
+ * error tells which it is.
+ */
+static void test_devices(const void *machine)
+{
+    const char *bus = is_q35(machine) ? "pcie.0" : "pci.0";
+    g_autoptr(GString) args = g_string_new("-object can-bus,id=can0");
+    QPCIDevice *devs[ARRAY_SIZE(devices)] = { };
+    SnapshotVM *vm;
+    unsigned i, n = 0;
+
+    for (i = 0; i < ARRAY_SIZE(devices); i++) {
+        g_auto(GStrv) name = g_strsplit(devices[i], ",", 2);
+
+        if (!qtest_has_device(name[0])) {
+            g_test_message("%s: not here", name[0]);
+            continue;
+        }
+        g_string_append_printf(args, " -device %s,bus=%s,addr=%x.%x%s",
+                               devices[i], bus, 8 + n / 8, n % 8,
+                               n % 8 ? "" : ",multifunction=on");
+        n++;
+    }
+    g_assert_cmpuint(n, >, 25);
+    vm = snapshot_vm_start(",verify=20", "-M %s -nodefaults -m 16 %s",
+                           (const char *)machine, args->str);
+    for (i = 0; i < n; i++) {
+        devs[i] = find(vm, 8 + i / 8, i % 8);
+    }
+    qtest_system_reset(vm->qts);
+    snapshot_qmp(vm, "save", 0);
+    for (i = 0; i < 20; i++) {
+        restore(vm);
+    }
+    assert_exact(vm);
+
+    for (i = 0; i < n; i++) {
+        qpci_device_enable(devs[i]);
+    }
+    snapshot_qmp(vm, "save", 0);
+    assert_flat(vm);
+    for (i = 0; i < n; i++) {
+        qpci_config_writew(devs[i], PCI_COMMAND, 0);
+        g_free(devs[i]);
+    }
+    for (i = 0; i < 20; i++) {
+        restore(vm);
+    }
+    assert_exact(vm);
+    snapshot_vm_end(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -424,5 +866,19 @@ int main(int argc, char **argv)
     snapshot_add_test("q35", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_tests("vmxnet3-refused", test_vmxnet3_refused);
     snapshot_add_tests("vmxnet3-mac", test_vmxnet3_mac);
+    snapshot_add_test("q35", "dirty", "mch", test_mch);
+    snapshot_add_test("q35", "remap", "mch", test_mch);
+    snapshot_add_test("q35", "dirty", "smi-lock", test_smi_lock);
+    snapshot_add_test("q35", "remap", "smi-lock", test_smi_lock);
+    snapshot_add_test("q35", "dirty", "smi-timer", test_smi_timer);
+    snapshot_add_test("q35", "remap", "smi-timer", test_smi_timer);
+    snapshot_add_tests("cpu-hotplug", test_cpu_hotplug);
+    snapshot_add_tests("i2c", test_i2c);
+    snapshot_add_tests("dma", test_dma);
+    snapshot_add_test("q35", "dirty", "root-port", test_root_port);
+    snapshot_add_tests("gpu", test_gpu);
+    snapshot_add_tests("announce", test_announce);
+    snapshot_add_test("pc", "dirty", "devices", test_devices);
+    snapshot_add_test("q35", "dirty", "devices", test_devices);
     return g_test_run();
 }
