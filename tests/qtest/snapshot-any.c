@@ -563,7 +563,7 @@ static void host_eject(SnapshotAny *a)
 
 static void host_change(SnapshotAny *a)
 {
-    hmp_ignored(a, "change n null-co://");
+    hmp_ignored(a, "change n null-co:// raw");
 }
 
 /* The guest does not answer, unless by accident. */
@@ -627,7 +627,9 @@ static void accesses(SnapshotAny *a, const char *when, size_t n)
             what -= steps[i].weight;
         }
         steps[i].step(a);
-        a->ops->settle(a);
+        if (pick(a, 4)) {
+            a->ops->settle(a);
+        }
         ++*a->beats;
     }
 }
@@ -682,6 +684,10 @@ static bool restore(SnapshotAny *a, unsigned slot, size_t n)
             a->next = SNAPSHOT_ANY_RECORD;
             accesses(a, "accesses as before", n);
             a->next = next;
+            if (a->is_reset_first) {
+                a->ops->reset(a);
+                set_up_again(a);
+            }
         }
         return true;
     }
@@ -710,6 +716,7 @@ bool snapshot_any_input(SnapshotAny *a, const uint8_t *data, size_t size)
     }
     loops = 1 + !pick(a, 4);
     has_reset = !pick(a, 4);
+    a->is_reset_first = !pick(a, 4);
     n = (size / SNAPSHOT_ANY_RECORD - 1) / (loops + 2);
 
     if (!restore(a, SNAPSHOT_ANY_BASE, 0)) {
@@ -717,6 +724,11 @@ bool snapshot_any_input(SnapshotAny *a, const uint8_t *data, size_t size)
     }
     host_cont(a);
     accesses(a, "accesses before the save", n);
+    if (a->is_reset_first) {
+        /* Loading must not add to a state that is as after a reset. */
+        a->ops->reset(a);
+        set_up_again(a);
+    }
     if (a->snapshots) {
         g_autofree char *error = save(a, 0);
 

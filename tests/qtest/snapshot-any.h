@@ -54,6 +54,7 @@ struct SnapshotAny {
     GArray *regions, *functions, *config;
     uint64_t memory, io;
     unsigned buses;
+    bool is_reset_first;
     const uint8_t *data;
     size_t size, next;
     size_t record, used;
