@@ -569,7 +569,7 @@ static void host_change(SnapshotAny *a)
 /* The guest does not answer, unless by accident. */
 static void host_unplug(SnapshotAny *a)
 {
-    if (a->unplug) {
+    if (a->has_unplug) {
         hmp_ignored(a, "device_del " SNAPSHOT_ANY_ID);
     }
 }
