@@ -15,7 +15,8 @@ help:
 #: make bench          measure restores; QUICK=1: in 3 minutes; CHECK=1: fail if
 #:                     they became slower against what they are compared with
 #: make soak           a million restores of a Linux guest, verified
-#: make fuzz-device    QEMU's fuzzer on the device, with sanitizers
+#: make fuzz-device    QEMU's fuzzer on the device, and on machines with each other
+#:                     device, with sanitizers: a million inputs, for hours
 #: make compare        QEMU's own tests, with our change and without
 #: make export         take edits in build/qemu back into the repository
 #: make series         build/series/*.patch, to be mailed
@@ -45,6 +46,7 @@ soak:
 
 fuzz-device:
 	@scripts/fuzz-device
+	@scripts/fuzz-device --any
 
 compare:
 	@scripts/compare
