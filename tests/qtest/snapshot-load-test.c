@@ -535,7 +535,7 @@ static void test_smi_timer(const void *machine)
     qtest_outl(vm->qts, LPC_SMI_EN, 0);
     restore_all_ways(vm);
     g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_STS) & en, ==, 0);
-    qtest_clock_step(vm->qts, 450 * us);
+    qtest_clock_step(vm->qts, 550 * us);
     g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_STS) & en, ==, en);
 
     qtest_outl(vm->qts, LPC_SMI_STS, 0);
