@@ -113,7 +113,8 @@ int main(int argc, char **argv)
     snapshot_discard(&s, 2);
     printf("after:  a = %d, by restore %" PRId64 "; %" PRIu64 " us each\n",
            a, n, n ? snapshot_argument(&s) / n / 1000 : 0);
-    printf("clock:  %.0f ms before the save, %.0f ms now\n", saved_at, ended_at);
+    printf("clock:  %.0f ms before the save, %.0f ms now\n", saved_at,
+           ended_at);
     snapshot_discard(&s, 0);
     snapshot_close(&s);
     return 0;
