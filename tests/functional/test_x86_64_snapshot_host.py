@@ -84,7 +84,8 @@ class LinuxGuest(QemuSystemTest):
                          '-kernel', str(linux / 'vmlinuz'),
                          '-initrd', str(linux / 'initramfs'),
                          '-append', 'console=ttyS0 panic=-1 quiet '
-                         f'ipv6.disable=1 snapshot.run={",".join(run)}')
+                         'ipv6.disable=1 no_timer_check '
+                         f'snapshot.run={",".join(run)}')
         self.vm.launch()
 
     def output(self):
