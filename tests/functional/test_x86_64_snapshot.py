@@ -487,6 +487,31 @@ class PcKvm(Kvm, QemuSystemTest):
             self.assertLess(info['last-pages'], 128)
         self.vm.shutdown()
 
+    def test_tlb_flush(self):
+        """
+        Catches a TLB that nobody flushes: pages of another slot are copied,
+        and KVM has logged none, for the machine is stopped. Where KVM's
+        processor is emulated, its TLB hides that: so what is done is looked at.
+        """
+        if kvm_copies_page_tables():
+            self.skipTest('this KVM has no two-dimensional paging')
+        log = Path(self.scratch_file('trace'))
+        self.start('endless', '-trace', 'kvm_x86_flush_tlb', '-D', str(log))
+        self.wait_for('\n', 3)
+        self.vm.cmd('stop')
+        self.vm.cmd('x-snapshot-device-save', slot=1)
+        flushed = log.read_text().count('kvm_x86_flush_tlb')
+        for slot in 0, 1, 0:
+            self.vm.cmd('x-snapshot-device-restore', slot=slot)
+            info = self.vm.cmd('x-query-snapshot-device')
+            self.assertGreater(info['last-pages'], 0)
+            flushed += 1
+            self.assertEqual(log.read_text().count('kvm_x86_flush_tlb'),
+                             flushed)
+        self.vm.cmd('x-snapshot-device-restore', slot=0)
+        self.assertEqual(log.read_text().count('kvm_x86_flush_tlb'), flushed)
+        self.vm.shutdown()
+
     def test_dirty_refused(self):
         """Catches ram=dirty where KVM does not see that page tables change."""
         if not kvm_copies_page_tables():
