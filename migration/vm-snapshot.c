@@ -112,7 +112,7 @@ static bool vm_snapshot_not_now(Error **errp)
 {
     if (replay_mode != REPLAY_MODE_NONE) {
         error_setg(errp, "Record/replay is active");
-    } else if (migration_is_running()) {
+    } else if (migration_is_running() || migration_in_incoming_postcopy()) {
         error_setg(errp, "A migration is in progress");
     } else if (runstate_check(RUN_STATE_INMIGRATE) ||
                runstate_check(RUN_STATE_FINISH_MIGRATE) ||
