@@ -712,7 +712,7 @@ static uint32_t gpu_command(Virtio *v, const void *command, size_t size)
     return qtest_readl(v->vm->qts, reply);
 }
 
-static void gpu_create(Virtio *v, unsigned id)
+static void gpu_create(Virtio *v, unsigned id, uint64_t addr)
 {
     struct virtio_gpu_resource_create_2d create = {
         .hdr.type = VIRTIO_GPU_CMD_RESOURCE_CREATE_2D,
@@ -728,7 +728,7 @@ static void gpu_create(Virtio *v, unsigned id)
         .attach.hdr.type = VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING,
         .attach.resource_id = id,
         .attach.nr_entries = 1,
-        .entry.addr = 8 * MiB + id * MiB,
+        .entry.addr = addr,
         .entry.length = 64 * KiB,
     };
 
@@ -746,12 +746,37 @@ static void test_gpu(const void *machine)
 
     virtio_start(&v, machine, "virtio-gpu-pci");
     for (i = 1; i <= 3; i++) {
-        gpu_create(&v, i);
+        gpu_create(&v, i, 8 * MiB + i * MiB);
     }
     snapshot_qmp(v.vm, "save", 0);
-    gpu_create(&v, 4);
+    gpu_create(&v, 4, 12 * MiB);
     restore_all_ways(v.vm);
     v.d->bus->set_status(v.d, 0);
+    restore_all_ways(v.vm);
+    virtio_end(&v);
+}
+
+/*
+ * Catches: a save that is taken, of what cannot be mapped again: what a guest
+ * has moved since, or what is mapped when another device has been loaded.
+ */
+static void test_gpu_moved(const void *machine)
+{
+    g_autofree QPCIDevice *vga = NULL;
+    QPCIBar bar;
+    Virtio v;
+
+    virtio_start(&v, machine, "VGA,addr=9 -device virtio-gpu-pci");
+    vga = find(v.vm, 9, 0);
+    qpci_device_enable(vga);
+    bar = qpci_iomap(vga, 0, NULL);
+    gpu_create(&v, 1, 8 * MiB);
+    snapshot_qmp(v.vm, "save", 0);
+    gpu_create(&v, 2, bar.addr + 1 * MiB);
+    snapshot_qmp_refused(v.vm, "save", 1, "virtio-gpu");
+    qpci_config_writel(vga, PCI_BASE_ADDRESS_0, 0xf0000000);
+    snapshot_qmp_refused(v.vm, "save", 1, "virtio-gpu");
+    snapshot_assert_state(v.vm, "running");
     restore_all_ways(v.vm);
     virtio_end(&v);
 }
@@ -781,6 +806,66 @@ static void test_announce(const void *machine)
     g_assert_cmphex(qvirtio_config_readw(d, 6), ==, status);
     g_free(pci->pdev);
     g_free(pci);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: requests that failed, and wait for the machine to go on, that come
+ * back in another order, or that cannot be read if packed rings are offered.
+ */
+static void test_blk_requests(const void *machine)
+{
+    const uint64_t buffer = 4 * MiB;
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(8, 0) };
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -blockdev driver=blkdebug,node-name=d,"
+        "read-only=on,image.driver=null-co,image.read-only=on,"
+        "inject-error.0.event=none,inject-error.0.iotype=read"
+        " -device virtio-blk-pci,drive=d,addr=8,rerror=stop,packed=on,"
+        "in_order=on,ioeventfd=off", (const char *)machine);
+    QVirtioPCIDevice *pci = virtio_pci_new(vm->pci, &addr);
+    QVirtioDevice *d = &pci->vdev;
+    QGuestAllocator alloc;
+    QVirtQueue *vq;
+    uint32_t head;
+    unsigned i;
+
+    pc_alloc_init(&alloc, vm->qts, ALLOC_NO_FLAGS);
+    qvirtio_pci_device_enable(pci);
+    qvirtio_start_device(d);
+    qvirtio_set_features(d, qvirtio_get_features(d) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           1ull << VIRTIO_F_RING_PACKED |
+                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
+                           1ull << VIRTIO_RING_F_EVENT_IDX));
+    vq = qvirtqueue_setup(d, &alloc, 0);
+    qvirtio_set_driver_ok(d);
+    for (i = 0; i < 3; i++) {
+        uint64_t request = buffer + i * 4096;
+
+        qtest_memset(vm->qts, request, 0, 16);  /* VIRTIO_BLK_T_IN */
+        qtest_writeq(vm->qts, request + 8, i * 8);
+        head = qvirtqueue_add(vm->qts, vq, request, 16, false, true);
+        qvirtqueue_add(vm->qts, vq, request + 16, 512, true, true);
+        qvirtqueue_add(vm->qts, vq, request + 528, 1, true, false);
+        qtest_writew(vm->qts, vq->avail + 4 + 2 * i, head);
+    }
+    /* Told of all at once, the device begins all before one has failed. */
+    qtest_writew(vm->qts, vq->avail + 2, i);
+    d->bus->virtqueue_kick(d, vq);
+    qtest_qmp_eventwait(vm->qts, "STOP");
+    snapshot_assert_state(vm, "io-error");
+    snapshot_qmp(vm, "save", 0);
+    for (i = 0; i < 2; i++) {
+        snapshot_qmp(vm, "restore", 0);
+        qtest_system_reset(vm->qts);
+        snapshot_qmp(vm, "restore", 0);
+    }
+    assert_exact(vm);
+    qvirtqueue_cleanup(d->bus, vq, &alloc);
+    g_free(pci->pdev);
+    g_free(pci);
+    alloc_destroy(&alloc);
     snapshot_vm_end(vm);
 }
 
@@ -877,7 +962,9 @@ int main(int argc, char **argv)
     snapshot_add_tests("dma", test_dma);
     snapshot_add_test("q35", "dirty", "root-port", test_root_port);
     snapshot_add_tests("gpu", test_gpu);
+    snapshot_add_tests("gpu-moved", test_gpu_moved);
     snapshot_add_tests("announce", test_announce);
+    snapshot_add_tests("blk-requests", test_blk_requests);
     snapshot_add_test("pc", "dirty", "devices", test_devices);
     snapshot_add_test("q35", "dirty", "devices", test_devices);
     return g_test_run();
