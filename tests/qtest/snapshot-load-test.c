@@ -279,6 +279,24 @@ static void test_virtio_broken(const void *machine)
     }
 }
 
+/* Catches: a quota that is refilled at a time which a restore has put off. */
+static void test_rng_rate(const void *machine)
+{
+    Virtio v;
+
+    virtio_start(&v, machine, "virtio-rng-pci,max-bytes=8,period=1000");
+    virtio_use(&v);
+    snapshot_qmp(v.vm, "save", 0);
+    /* This clock does not go back: that of the save is over, the next is not */
+    qtest_clock_step(v.vm->qts, 1500 * 1000 * 1000);
+    virtio_use(&v);
+    restore(v.vm);
+    assert_exact(v.vm);
+    v.vq->last_used_idx = 1;
+    virtio_use(&v);
+    virtio_end(&v);
+}
+
 /* A machine with a PCI device in slot 8, its first @bars mapped */
 typedef struct OneDevice {
     SnapshotVM *vm;
@@ -311,7 +329,7 @@ static void one_device_end(OneDevice *o)
 #define VMXNET3_SHARED (1 * MiB)
 #define VMXNET3_QUEUES (VMXNET3_SHARED + 64 * KiB)
 
-/* One queue each way, with @multicast addresses; @queues for sending are told */
+/* One queue each way; the device is told of @queues for sending. */
 static uint32_t vmxnet3_activate(OneDevice *o, unsigned queues,
                                  unsigned multicast)
 {
@@ -884,9 +902,9 @@ static const char *const devices[] = {
 };
 
 /*
- * Catches: a device that is not what it was after reset, save, restore; one that
- * cannot be loaded, or keeps what a load allocated.  All in one machine: the
- * error tells which it is.
+ * Catches: a device that is not what it was after reset, save, restore; one
+ * that cannot be loaded, or keeps what a load allocated.  All in one machine:
+ * the error tells which it is.
  */
 static void test_devices(const void *machine)
 {
@@ -947,6 +965,7 @@ int main(int argc, char **argv)
 
     snapshot_add_tests("virtio-indices", test_virtio_indices);
     snapshot_add_tests("virtio-broken", test_virtio_broken);
+    snapshot_add_tests("rng-rate", test_rng_rate);
     snapshot_add_test("pc", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_test("q35", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_tests("vmxnet3-refused", test_vmxnet3_refused);
