@@ -716,6 +716,29 @@ static void test_root_port(const void *machine)
     one_device_end(&o);
 }
 
+/* Catches: virtual functions, which have no section, that are not put back. */
+static void test_igb_functions(const void *machine)
+{
+    const uint64_t window = 0xb0000000, igb = window + (8 << 15);
+    const uint64_t sriov = igb + 0x160;
+    g_autofree QPCIDevice *mch = NULL;
+    OneDevice o;
+
+    one_device_start(&o, ",verify=on", machine, "igb", 0);
+    mch = find(o.vm, 0, 0);
+    qpci_config_writel(mch, MCH_PCIEXBAR, window | 1);
+    g_assert_cmphex(qtest_readw(o.vm->qts, sriov), ==, PCI_EXT_CAP_ID_SRIOV);
+    snapshot_qmp(o.vm, "save", 0);
+    qtest_writew(o.vm->qts, sriov + PCI_SRIOV_NUM_VF, 1);
+    qtest_writew(o.vm->qts, sriov + PCI_SRIOV_CTRL,
+                 PCI_SRIOV_CTRL_VFE | PCI_SRIOV_CTRL_MSE);
+    snapshot_qmp_refused(o.vm, "save", 1, "igb");
+    restore_all_ways(o.vm);
+    g_assert_cmphex(qtest_readw(o.vm->qts, sriov + PCI_SRIOV_CTRL), ==, 0);
+    snapshot_qmp(o.vm, "save", 1);
+    one_device_end(&o);
+}
+
 static uint32_t gpu_command(Virtio *v, const void *command, size_t size)
 {
     const uint64_t reply = v->buffer + 128;
@@ -980,6 +1003,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("i2c", test_i2c);
     snapshot_add_tests("dma", test_dma);
     snapshot_add_test("q35", "dirty", "root-port", test_root_port);
+    snapshot_add_test("q35", "dirty", "igb-functions", test_igb_functions);
     snapshot_add_tests("gpu", test_gpu);
     snapshot_add_tests("gpu-moved", test_gpu_moved);
     snapshot_add_tests("announce", test_announce);
