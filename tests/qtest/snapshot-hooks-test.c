@@ -1275,20 +1275,24 @@ static void test_ahci_address(const void *machine)
                                        (const char *)machine);
     QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
     QPCIBar bar = qpci_iomap(dev, 5, NULL);
-    const unsigned port = 0x100;
-    uint32_t cmd;
+    uint32_t cmd = 0;
+    unsigned port;
     int i;
 
     qpci_device_enable(dev);
-    qpci_io_writel(dev, bar, port + 0x00, 0x100000);
-    qpci_io_writel(dev, bar, port + 0x08, 0x101000);
-    cmd = qpci_io_readl(dev, bar, port + 0x18);
-    qpci_io_writel(dev, bar, port + 0x18, cmd | 0x10);
-    qpci_io_writel(dev, bar, port + 0x18, cmd | 0x11);
-    cmd = qpci_io_readl(dev, bar, port + 0x18);
-    g_assert_cmphex(cmd & 0xc011, ==, 0xc011);
-    qpci_io_writel(dev, bar, port + 0x04, 0xff000000);
-    qpci_io_writel(dev, bar, port + 0x0c, 0xff000000);
+    /* All ports: a few bytes are mapped even where there is no memory. */
+    for (port = 0x100; port < 0x100 + 6 * 0x80; port += 0x80) {
+        qpci_io_writel(dev, bar, port + 0x00, 0x100000);
+        qpci_io_writel(dev, bar, port + 0x08, 0x101000);
+        cmd = qpci_io_readl(dev, bar, port + 0x18);
+        qpci_io_writel(dev, bar, port + 0x18, cmd | 0x10);
+        qpci_io_writel(dev, bar, port + 0x18, cmd | 0x11);
+        cmd = qpci_io_readl(dev, bar, port + 0x18);
+        g_assert_cmphex(cmd & 0xc011, ==, 0xc011);
+        qpci_io_writel(dev, bar, port + 0x04, 0xff000000);
+        qpci_io_writel(dev, bar, port + 0x0c, 0xff000000);
+    }
+    port -= 0x80;
     snapshot_save(vm, 0);
     for (i = 0; i < 3; i++) {
         if (i == 1) {
@@ -1308,6 +1312,68 @@ static void test_ahci_address(const void *machine)
     assert_never_differed(vm);
     g_free(dev);
     snapshot_vm_end(vm);
+}
+
+/* Disks that SeaBIOS tries to boot from; what a save says while one waits */
+static const struct {
+    const char *args;
+    const char *refusal;
+} retries[] = {
+    { "-device lsi53c895a -device scsi-hd,drive=d,rerror=stop" },
+    { "-device mptsas1068 -device scsi-hd,drive=d,rerror=stop" },
+    { "-device virtio-scsi-pci -device scsi-hd,drive=d,rerror=stop" },
+    { "-device megasas -device scsi-hd,drive=d,rerror=stop", "megasas" },
+    { "-device pvscsi -device scsi-hd,drive=d,rerror=stop", "pvscsi" },
+    { "-device usb-ehci -device usb-storage,drive=d,rerror=stop" },
+    { "-device qemu-xhci -device usb-storage,drive=d,rerror=stop" },
+    { "-device piix3-usb-uhci -device usb-storage,drive=d,rerror=stop" },
+    { "-device pci-ohci -device usb-storage,drive=d,rerror=stop" },
+    { "-device ide-hd,bus=ide.0,drive=d,rerror=stop" },
+};
+
+/*
+ * Catches: a request that failed, stopped the machine and is to be tried again,
+ * which ends QEMU when it is saved or loaded, is tried in a machine restored to
+ * before it, or never again.
+ */
+static void test_retry(const void *ram)
+{
+    unsigned i;
+    int n;
+
+    for (i = 0; i < ARRAY_SIZE(retries); i++) {
+        SnapshotVM vm = { };
+
+        g_test_message("%s", retries[i].args);
+        /* The guest has the PCI bus for itself. */
+        vm.qts = qtest_initf(
+            "-accel tcg -M pc -m 64 -nodefaults -rtc clock=vm -S "
+            "-blockdev null-co,node-name=n,size=67108864,read-zeroes=on "
+            "-blockdev blkdebug,node-name=d,image=n,inject-error.0.event=none,"
+            "inject-error.0.iotype=read,inject-error.0.errno=5 %s "
+            "-device snapshot,ram=%s,verify=on,allow-writable-disks=on",
+            retries[i].args, (const char *)ram);
+        snapshot_qmp(&vm, "save", 1);
+        cont(&vm);
+        wait_for_state(&vm, "io-error");
+        if (retries[i].refusal) {
+            snapshot_qmp_refused(&vm, "save", 0, retries[i].refusal);
+        } else {
+            snapshot_qmp(&vm, "save", 0);
+            for (n = 0; n < 3; n++) {
+                snapshot_qmp(&vm, "restore", 1);
+                snapshot_qmp(&vm, "restore", 0);
+                assert_exact(&vm);
+                cont(&vm);
+                wait_for_state(&vm, "io-error");
+            }
+        }
+        snapshot_qmp(&vm, "restore", 1);
+        cont(&vm);
+        wait_for_state(&vm, "io-error");
+        assert_never_differed(&vm);
+        qtest_quit(vm.qts);
+    }
 }
 
 /*
@@ -1442,6 +1508,10 @@ int main(int argc, char **argv)
     snapshot_add_tests("lsi", test_lsi);
     snapshot_add_tests("lsi-retry", test_lsi_retry);
     snapshot_add_tests("ahci-address", test_ahci_address);
+    if (qtest_has_accel("tcg")) {
+        qtest_add_data_func("snapshot/pc/remap/retry", "remap", test_retry);
+        qtest_add_data_func("snapshot/pc/dirty/retry", "dirty", test_retry);
+    }
     add_pc_tests("display", test_crowd0);
     add_pc_tests("audio", test_crowd1);
     add_pc_tests("usb", test_crowd2);
