@@ -22,7 +22,7 @@
 bool vm_snapshot_is_active(void);
 
 /**
- * vm_snapshot_restore_is_exact: must the guest not be told that it was restored?
+ * vm_snapshot_restore_is_exact: is a restore not to be seen by the guest?
  *
  * For the hooks of devices whose purpose is to tell a guest that its state was
  * loaded.  Called with the BQL held.

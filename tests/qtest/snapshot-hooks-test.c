@@ -289,7 +289,8 @@ static void test_serial_gone(const void *machine)
 static void test_serial_iir(const void *machine)
 {
     SnapshotVM *vm = snapshot_vm_start(
-        ",verify=on", "-M %s -rtc clock=vm -serial null", (const char *)machine);
+        ",verify=on", "-M %s -rtc clock=vm -serial null",
+        (const char *)machine);
     int i;
 
     qtest_outb(vm->qts, UART_FCR, 1);
@@ -417,7 +418,8 @@ static void fw_cfg_write(SnapshotVM *vm, const char *name, const void *data,
 #define VMCLOCK 0xfeffb000ull
 #define GPE0_STATUS_PC 0xafe0
 
-static SnapshotVM *start_generation(const char *machine, const char *properties)
+static SnapshotVM *start_generation(const char *machine,
+                                    const char *properties)
 {
     const uint64_t addr = cpu_to_le64(VMGENID);
     SnapshotVM *vm = snapshot_vm_start(
@@ -725,7 +727,7 @@ static void test_ide_retry(const void *machine)
     snapshot_vm_end(vm);
 }
 
-/* Ten bytes for a READ TOC's worth of a packet; see ATAPI */
+/* Send a packet, by PIO, whose data comes in pieces of 2048 bytes. */
 static void atapi_packet(SnapshotVM *vm, const uint8_t *packet)
 {
     int i;
@@ -1191,8 +1193,10 @@ static void lsi_read(SnapshotVM *vm, QPCIDevice *dev, QPCIBar bar)
  */
 static void test_lsi(const void *machine)
 {
-    /* MOVE, when MSG IN; WAIT DISCONNECT; WAIT RESELECT; MOVE, when MSG IN;
-     * MOVE, when DATA IN; INT */
+    /*
+     * MOVE, when MSG IN; WAIT DISCONNECT; WAIT RESELECT; MOVE, when MSG IN;
+     * MOVE, when DATA IN; INT
+     */
     static const uint32_t script[] = {
         0x0f000002, 0x21020,
         0x48000000, 0,
@@ -1376,6 +1380,164 @@ static void test_retry(const void *ram)
     }
 }
 
+/* The first command is QEMU's own, which asks if this is a TPM. */
+static void answer_once(int fd)
+{
+    static const uint8_t answer[] = { 0x80, 0x01, 0, 0, 0, 10, 0, 0, 1, 1 };
+    uint8_t command[64];
+
+    g_assert_cmpint(recv(fd, command, sizeof(command), 0), >, 0);
+    g_assert_cmpint(send(fd, answer, sizeof(answer), MSG_NOSIGNAL), ==,
+                    sizeof(answer));
+}
+
+/* Where commands of the guest's come to be left alone */
+static int tpm_data = -1;
+
+/* A TPM's process that answers what controls it, and no command of a guest's */
+static void *silent_tpm(void *opaque)
+{
+    int fd = accept(*(int *)opaque, NULL, NULL);
+    uint32_t command;
+
+    while (true) {
+        char control[CMSG_SPACE(sizeof(int))];
+        struct iovec iov = { &command, sizeof(command) };
+        struct msghdr msg = {
+            .msg_iov = &iov,
+            .msg_iovlen = 1,
+            .msg_control = control,
+            .msg_controllen = sizeof(control),
+        };
+        uint8_t request[64], reply[64] = "";
+        size_t wanted = 0, length = 4;
+
+        if (recvmsg(fd, &msg, 0) != sizeof(command)) {
+            break;
+        }
+        if (CMSG_FIRSTHDR(&msg)) {
+            memcpy(&tpm_data, CMSG_DATA(CMSG_FIRSTHDR(&msg)),
+                   sizeof(tpm_data));
+        }
+        switch (be32_to_cpu(command)) {
+        case 1: /* CMD_GET_CAPABILITY */
+            stq_be_p(reply, 0xffff);
+            length = 8;
+            break;
+        case 2: /* CMD_INIT */
+            wanted = 4;
+            break;
+        case 4: /* CMD_GET_TPMESTABLISHED */
+            length = 8;
+            break;
+        case 5: /* CMD_SET_LOCALITY */
+            wanted = 4;
+            break;
+        case 17: /* CMD_SET_BUFFERSIZE */
+            wanted = 4;
+            stl_be_p(reply + 4, 4096);
+            stl_be_p(reply + 8, 4096);
+            stl_be_p(reply + 12, 4096);
+            length = 16;
+            break;
+        }
+        if (wanted && recv(fd, request, wanted, MSG_WAITALL) != wanted) {
+            break;
+        }
+        if (send(fd, reply, length, MSG_NOSIGNAL) != length) {
+            break;
+        }
+        if (be32_to_cpu(command) == 16) { /* CMD_SET_DATAFD */
+            answer_once(tpm_data);
+        }
+    }
+    close(tpm_data);
+    close(fd);
+    return NULL;
+}
+
+#define TIS 0xfed40000ull
+
+/* Catches: a save that waits for ever, and the monitor with it. */
+static void test_tpm_silent(const void *machine)
+{
+    static const uint8_t command[] = {
+        0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x44, 0, 0,
+    };
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    uint8_t found[sizeof(command)];
+    Backend b = backend_new();
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    GThread *tpm;
+    SnapshotVM *vm;
+    unsigned i;
+
+    g_strlcpy(addr.sun_path, b.path, sizeof(addr.sun_path));
+    g_assert_cmpint(bind(listener, (struct sockaddr *)&addr, sizeof(addr)), ==,
+                    0);
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    tpm = g_thread_new("tpm", silent_tpm, &listener);
+    vm = snapshot_vm_start(
+        "", "-M %s -rtc clock=vm -chardev socket,id=c,path=%s "
+        "-tpmdev emulator,id=t,chardev=c -device tpm-tis,tpmdev=t,ppi=off",
+        (const char *)machine, b.path);
+    qtest_writeb(vm->qts, TIS, 0x02);
+    qtest_writel(vm->qts, TIS + 0x18, 0x40);
+    for (i = 0; i < sizeof(command); i++) {
+        qtest_writeb(vm->qts, TIS + 0x24, command[i]);
+    }
+    qtest_writel(vm->qts, TIS + 0x18, 0x20);
+    /* It has the command, and keeps it. */
+    g_assert_cmpint(recv(tpm_data, found, sizeof(found), MSG_WAITALL), ==,
+                    sizeof(found));
+    g_assert_cmpmem(found, sizeof(found), command, sizeof(command));
+    snapshot_qmp_refused(vm, "save", 0, "tpm");
+    snapshot_assert_state(vm, "running");
+    g_assert_cmpint(shutdown(tpm_data, SHUT_RDWR), ==, 0);
+    snapshot_vm_end(vm);
+    g_thread_join(tpm);
+    close(listener);
+    backend_free(&b);
+}
+
+#define UEFI_VARS 0xfef10000ull
+
+/*
+ * Catches: a transfer buffer that is lost with each load, and a file of
+ * variables that is written and synced though it is the same.
+ */
+static void test_uefi_vars(const void *machine)
+{
+    g_autofree char *dir = g_dir_make_tmp("snapshot-hooks-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "vars.json", NULL);
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -m 32 -rtc clock=vm "
+        "-device uefi-vars-x64,jsonfile=%s", (const char *)machine, path);
+    struct stat saved, found;
+    int64_t before;
+    int i;
+
+    g_assert_cmphex(qtest_readw(vm->qts, UEFI_VARS), ==, 0xef1);
+    qtest_writel(vm->qts, UEFI_VARS + 0x04, 64 * KiB);
+    snapshot_save(vm, 0);
+    for (i = 0; i < 50; i++) {
+        snapshot_qmp(vm, "restore", 0);
+    }
+    g_assert_cmpint(stat(path, &saved), ==, 0);
+    before = resident(vm);
+    for (i = 0; i < 300; i++) {
+        snapshot_qmp(vm, "restore", 0);
+    }
+    g_assert_cmpint(resident(vm) - before, <, 8 * MiB);
+    g_assert_cmpint(stat(path, &found), ==, 0);
+    g_assert_cmpint(found.st_mtim.tv_sec, ==, saved.st_mtim.tv_sec);
+    g_assert_cmpint(found.st_mtim.tv_nsec, ==, saved.st_mtim.tv_nsec);
+    assert_never_differed(vm);
+    snapshot_vm_end(vm);
+    unlink(path);
+    rmdir(dir);
+}
+
 /*
  * All devices that can be had without a guest, in machines with room for them:
  * none of them differs, and no memory is lost.
@@ -1508,6 +1670,10 @@ int main(int argc, char **argv)
     snapshot_add_tests("lsi", test_lsi);
     snapshot_add_tests("lsi-retry", test_lsi_retry);
     snapshot_add_tests("ahci-address", test_ahci_address);
+    snapshot_add_tests("uefi-vars", test_uefi_vars);
+    if (qtest_has_device("tpm-tis")) {
+        snapshot_add_test("q35", "dirty", "tpm-silent", test_tpm_silent);
+    }
     if (qtest_has_accel("tcg")) {
         qtest_add_data_func("snapshot/pc/remap/retry", "remap", test_retry);
         qtest_add_data_func("snapshot/pc/dirty/retry", "dirty", test_retry);
