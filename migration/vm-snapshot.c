@@ -24,6 +24,7 @@
 #include "migration/global_state.h"
 #include "migration/misc.h"
 #include "migration/vm-snapshot.h"
+#include "migration/vm-snapshot-state.h"
 #include "system/block-backend.h"
 #include "system/cpu-timers.h"
 #include "system/cpus.h"
@@ -106,6 +107,19 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotState to)
 
     g_assert(steps[s->state] & BIT(to));
     s->state = to;
+}
+
+/* There is one for the whole machine, if any. */
+static const VMSnapshot *the_engine;
+
+bool vm_snapshot_is_active(void)
+{
+    return the_engine && the_engine->state == STATE_RUNNING;
+}
+
+bool vm_snapshot_restore_is_exact(void)
+{
+    return vm_snapshot_is_active() && !the_engine->config.new_generation;
 }
 
 static bool vm_snapshot_not_now(Error **errp)
@@ -907,6 +921,7 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     s->config = *config;
     s->config.file = NULL;
     s->slots = g_new0(VMSnapshotSlot, config->slots);
+    the_engine = s;
     object_property_add_child(parent, "engine", OBJECT(s));
     object_unref(OBJECT(s));
     return s;
@@ -929,6 +944,9 @@ static void vm_snapshot_finalize(Object *obj)
     VMSnapshot *s = VM_SNAPSHOT(obj);
     unsigned i;
 
+    if (the_engine == s) {
+        the_engine = NULL;
+    }
     qemu_bh_delete(s->bh);
     for (i = 0; i < s->config.slots; i++) {
         vm_snapshot_clear_slot(&s->slots[i]);
