@@ -4,8 +4,8 @@
  * QEMU_FUZZ_ARGS has the machine and the device, whose id is "dut", and
  * "-device snapshot,verify=on".  An input is what snapshot-any.c makes of its
  * bytes; a restore that fails or is not exact ends the fuzzer.  With
- * SNAPSHOT_ANY_ALONE set, there are resets instead of snapshots: what fails then
- * is a fault of QEMU's own.
+ * SNAPSHOT_ANY_ALONE set, there are resets instead of snapshots: what fails
+ * then is a fault of QEMU's own.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
