@@ -113,14 +113,9 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotState to)
 /* There is one for the whole machine, if any. */
 static const VMSnapshot *the_engine;
 
-bool vm_snapshot_is_active(void)
-{
-    return the_engine && the_engine->state == STATE_RUNNING;
-}
-
 bool vm_snapshot_restore_is_exact(void)
 {
-    return vm_snapshot_is_active() && !the_engine->config.new_generation;
+    return qemu_device_state_in_memory() && !the_engine->config.new_generation;
 }
 
 static bool vm_snapshot_not_now(Error **errp)

@@ -1,5 +1,5 @@
 /*
- * What the state of a device has to know of snapshots of the whole machine
+ * Is a guest to notice that it was restored from a snapshot?
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,19 +8,6 @@
 #define MIGRATION_VM_SNAPSHOT_STATE_H
 
 #ifdef CONFIG_LINUX
-/**
- * vm_snapshot_is_active: is the state of a device being saved, reset, loaded or
- * compared by the engine of the snapshot device?
- *
- * What is saved for it is loaded by this process only: a subsection may depend
- * on this that a migration to an older QEMU could not do with.
- *
- * Called with the BQL held.
- *
- * Returns: false for a migration, loadvm and savevm
- */
-bool vm_snapshot_is_active(void);
-
 /**
  * vm_snapshot_restore_is_exact: is a restore not to be seen by the guest?
  *
@@ -32,11 +19,6 @@ bool vm_snapshot_is_active(void);
  */
 bool vm_snapshot_restore_is_exact(void);
 #else
-static inline bool vm_snapshot_is_active(void)
-{
-    return false;
-}
-
 static inline bool vm_snapshot_restore_is_exact(void)
 {
     return false;
