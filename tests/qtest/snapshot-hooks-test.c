@@ -394,7 +394,8 @@ static void fw_cfg_write(SnapshotVM *vm, const char *name, const void *data,
     files = g_malloc(4 + count * sizeof(*files));
     qfw_cfg_get(fw_cfg, FW_CFG_FILE_DIR, files, 4 + count * sizeof(*files));
     for (i = 0; i < count; i++) {
-        const struct fw_cfg_file *f = (void *)((char *)files + 4 + i * sizeof(*f));
+        const struct fw_cfg_file *f =
+            (void *)((char *)files + 4 + i * sizeof(*f));
 
         if (!strcmp(f->name, name)) {
             qtest_memwrite(vm->qts, buffer, data, length);
@@ -703,7 +704,8 @@ static void test_ide_retry(const void *machine)
     QPCIBar bar;
     SnapshotVM *vm = start_ide(
         machine, "-blockdev null-co,node-name=n,size=67108864,read-zeroes=on "
-        "-blockdev blkdebug,node-name=d,image=n,inject-error.0.event=none,inject-error.0.iotype=read,"
+        "-blockdev blkdebug,node-name=d,image=n,inject-error.0.event=none,"
+        "inject-error.0.iotype=read,"
         "inject-error.0.errno=5 "
         "-device ide-hd,drive=d,bus=ide.0,rerror=stop", &dev, &bar);
     int i;
@@ -1101,7 +1103,7 @@ static void test_esp(const void *machine)
 {
     SnapshotVM *vm = snapshot_vm_start(
         ",verify=on", "-M %s -rtc clock=vm -nodefaults -device am53c974,addr=7 "
-        "-blockdev null-co,node-name=d,size=67108864,read-zeroes=on,read-only=on "
+        "-blockdev null-co,node-name=d,size=67108864,read-only=on "
         "-device scsi-cd,drive=d,scsi-id=0,vendor=SNAPSHOT,product=HOOKS",
         (const char *)machine);
     QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
