@@ -978,6 +978,84 @@ static void test_devices(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/* Where firmware has put the ROM of kvmvapic; 0: not yet */
+static uint64_t find_vapic_rom(SnapshotVM *vm)
+{
+    const uint8_t size = 0x2400 / 512;
+    uint64_t addr;
+
+    for (addr = 0xc8000; addr < 0xd0000; addr += 0x800) {
+        if (qtest_readl(vm->qts, addr) << 8 == (size << 24 | 0xaa5500)) {
+            return addr;
+        }
+    }
+    return 0;
+}
+
+/*
+ * Catches: a ROM that the guest has written to, and that is then refused or
+ * patched when it is loaded.
+ */
+static void test_vapic(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on",
+                                       "-M %s -m 16 -S -accel tcg",
+                                       (const char *)machine);
+    unsigned tries = 600;
+    uint64_t rom;
+
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'cont' }");
+
+    /* Its code has run when firmware looks for something to boot. */
+    while (!(rom = find_vapic_rom(vm))) {
+        g_assert_cmpuint(--tries, >, 0);
+        g_usleep(200 * 1000);
+    }
+    g_usleep(3 * 1000 * 1000);
+    qtest_writeb(vm->qts, rom + 2, 0);
+    if (qtest_readb(vm->qts, rom + 2)) {
+        g_test_message("not mapped writable");
+        g_assert_not_reached();
+    }
+    snapshot_qmp(vm, "save", 0);
+    restore_all_ways(vm);
+    g_assert_cmphex(qtest_readb(vm->qts, rom + 2), ==, 0);
+    qtest_writeb(vm->qts, rom + 2, 1);
+    g_assert_cmphex(qtest_readb(vm->qts, rom + 2), ==, 1);
+    snapshot_vm_end(vm);
+}
+
+/* Catches: a machine whose own devices differ after reset, save, restore. */
+static void test_machines(const void *machine)
+{
+    static const char *const args[] = {
+        "", "-rtc clock=vm", "-smp 2", "-global apic-common.vapic=off",
+        "-device intel-iommu", "-device vmcoreinfo", "-device pvpanic-pci",
+        "-global ICH9-LPC.x-smi-swsmi-timer=off",
+        "-global ICH9-LPC.x-smi-periodic-timer=off",
+        "-global hpet.timers=8", "-device ib700",
+    };
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(args); i++) {
+        SnapshotVM *vm;
+
+        if (!is_q35(machine) && (strstr(args[i], "ICH9") ||
+                                 strstr(args[i], "iommu"))) {
+            continue;
+        }
+        g_test_message("%s", args[i]);
+        vm = snapshot_vm_start(",verify=on", "-M %s -m 16 %s",
+                               (const char *)machine, args[i]);
+        snapshot_qmp(vm, "save", 0);
+        restore_all_ways(vm);
+        qtest_system_reset(vm->qts);
+        snapshot_qmp(vm, "save", 0);
+        restore_all_ways(vm);
+        snapshot_vm_end(vm);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -1008,6 +1086,9 @@ int main(int argc, char **argv)
     snapshot_add_tests("gpu-moved", test_gpu_moved);
     snapshot_add_tests("announce", test_announce);
     snapshot_add_tests("blk-requests", test_blk_requests);
+    snapshot_add_test("pc", "dirty", "vapic", test_vapic);
+    snapshot_add_test("pc", "remap", "vapic", test_vapic);
+    snapshot_add_tests("machines", test_machines);
     snapshot_add_test("pc", "dirty", "devices", test_devices);
     snapshot_add_test("q35", "dirty", "devices", test_devices);
     return g_test_run();
