@@ -114,7 +114,7 @@ void vm_snapshot_cancel(VMSnapshot *s);
  *   -ENOTSUP   the machine cannot be saved, or not now
  *   -ESTALE    RAM or devices are not those that were saved
  *   -ENOMEM    the host lacks memory for it
- *   -EBUSY     an operation is under way on a vCPU's thread
+ *   -EBUSY     an operation is under way on a vCPU's thread, or a disk is busy
  *   -EIO       the restore failed half way: the machine is stopped for good
  */
 int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,

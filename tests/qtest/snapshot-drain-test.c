@@ -1,0 +1,198 @@
+/*
+ * Test of the snapshot device while a disk is in the middle of a request
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "qemu/units.h"
+#include "snapshot-utils.h"
+
+#define LSI_DSTAT       0x0c
+#define LSI_DSTAT_SIR   0x04            /* the script came to its end */
+#define LSI_DSP         0x2c
+
+#define SCRIPT          0x100000
+#define IDENTIFY        0x110000        /* message to the disk */
+#define CDB             0x110010
+#define ANSWER          0x110020        /* messages and status from the disk */
+#define DATA            0x200000
+#define LENGTH          (1 * MiB)       /* LSI transfers 128 KiB at a time */
+
+typedef struct Lsi {
+    QPCIDevice *dev;
+    QPCIBar bar;
+} Lsi;
+
+/* Each half of the disk has words of its own. */
+static uint32_t word(unsigned half, unsigned i)
+{
+    return (half + 1) * 0x10000000 + i;
+}
+
+static char *make_disk(void)
+{
+    g_autofree uint32_t *words = g_malloc(2 * LENGTH);
+    char *path;
+    int fd = g_file_open_tmp("snapshot-disk.XXXXXX", &path, NULL);
+    unsigned i, n = LENGTH / sizeof(*words);
+
+    g_assert_cmpint(fd, >=, 0);
+    for (i = 0; i < 2 * n; i++) {
+        words[i] = word(i / n, i % n);
+    }
+    g_assert_cmpint(write(fd, words, 2 * LENGTH), ==, 2 * LENGTH);
+    close(fd);
+    return path;
+}
+
+static void check_data(SnapshotVM *vm, unsigned half)
+{
+    g_autofree uint32_t *words = g_malloc(LENGTH);
+    unsigned i;
+
+    qtest_memread(vm->qts, DATA, words, LENGTH);
+    for (i = 0; i < LENGTH / sizeof(*words); i++) {
+        g_assert_cmphex(words[i], ==, word(half, i));
+    }
+}
+
+/* Start reading half of the disk; the first command is refused instead. */
+static void start_read(SnapshotVM *vm, Lsi *lsi, unsigned half, bool refused)
+{
+    const uint32_t script[] = {
+        0x40000000, 0,                          /* select disk 0 */
+        0x06000001, IDENTIFY,                   /* message out */
+        0x0200000a, CDB,                        /* command */
+        0x07000002, ANSWER,                     /* message in: disconnect */
+        0x48000000, 0,                          /* wait for that */
+        0x50000000, 0,                          /* wait for reselection */
+        0x07000001, ANSWER,                     /* message in: identify */
+        0x01000000 | LENGTH, DATA,              /* data in */
+        0x03000001, ANSWER,                     /* status */
+        0x07000001, ANSWER + 1,                 /* message in: complete */
+        0x48000000, 0,
+        0x98080000, 0,                          /* interrupt */
+    };
+    uint8_t cdb[10] = { 0x28 };
+    unsigned i;
+
+    stl_be_p(&cdb[2], half * LENGTH / 512);
+    stw_be_p(&cdb[7], LENGTH / 512);
+    qtest_writeb(vm->qts, IDENTIFY, 0x80);
+    qtest_memwrite(vm->qts, CDB, cdb, sizeof(cdb));
+    for (i = 0; i < ARRAY_SIZE(script); i++) {
+        qtest_writel(vm->qts, SCRIPT + i * 4, script[i]);
+    }
+    if (refused) {
+        for (i = 6; i < 14; i++) {              /* status and what follows */
+            qtest_writel(vm->qts, SCRIPT + i * 4, script[i + 10]);
+        }
+    }
+    for (i = 0; i < 4; i++) {
+        qpci_io_writeb(lsi->dev, lsi->bar, LSI_DSP + i, SCRIPT >> i * 8);
+    }
+}
+
+static bool has_ended(Lsi *lsi)
+{
+    return qpci_io_readb(lsi->dev, lsi->bar, LSI_DSTAT) & LSI_DSTAT_SIR;
+}
+
+/*
+ * The host saves, and restores, while the controller reads in parts, of which
+ * but one a second is let through.  Catches a save in the middle: whoever
+ * waits for the end then waits forever after a restore; and parts of an old
+ * request that write to restored RAM.
+ */
+static void test_lsi(const void *machine)
+{
+    g_autofree char *path = make_disk();
+    SnapshotVM *vm = snapshot_vm_start(
+        ",allow-writable-disks=on", "-machine %s -nodefaults "
+        "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
+        "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0",
+        (const char *)machine, path);
+    Lsi lsi = { .dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0)) };
+    unsigned i;
+
+    g_assert_nonnull(lsi.dev);
+    lsi.bar = qpci_iomap(lsi.dev, 1, NULL);
+    qpci_device_enable(lsi.dev);
+
+    start_read(vm, &lsi, 0, true);
+    g_assert_true(has_ended(&lsi));
+
+    start_read(vm, &lsi, 0, false);
+    g_assert_false(has_ended(&lsi));
+    snapshot_qmp(vm, "save", 0);
+    check_data(vm, 0);
+
+    for (i = 0; i < 3; i++) {
+        qtest_memset(vm->qts, DATA, 0, LENGTH);
+        g_assert_true(has_ended(&lsi));
+        start_read(vm, &lsi, 1, false);
+        g_assert_false(has_ended(&lsi));
+        snapshot_qmp(vm, "restore", 0);
+        check_data(vm, 0);
+        qtest_clock_step(vm->qts, 20 * 1000000000LL);
+        check_data(vm, 0);
+    }
+
+    g_free(lsi.dev);
+    snapshot_vm_end(vm);
+    unlink(path);
+}
+
+/*
+ * A script that starts again by itself: no drain comes to its end.  Catches a
+ * command that never returns, and one that changes something.
+ */
+static void test_endless(const void *machine)
+{
+    g_autofree char *path = make_disk();
+    SnapshotVM *vm = snapshot_vm_start(
+        ",allow-writable-disks=on", "-machine %s -nodefaults "
+        "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
+        "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0,id=hd",
+        (const char *)machine, path);
+    Lsi lsi = { .dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0)) };
+
+    g_assert_nonnull(lsi.dev);
+    lsi.bar = qpci_iomap(lsi.dev, 1, NULL);
+    qpci_device_enable(lsi.dev);
+    snapshot_qmp(vm, "save", 0);
+    start_read(vm, &lsi, 0, true);
+    g_assert_true(has_ended(&lsi));
+
+    start_read(vm, &lsi, 0, false);
+    qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x80080000);     /* jump */
+    qtest_writel(vm->qts, SCRIPT + 23 * 4, SCRIPT);
+    snapshot_qmp_refused(vm, "save", 1, "requests of 'hd' do not come to");
+    snapshot_qmp_refused(vm, "restore", 0, "A disk is busy");
+    snapshot_assert_state(vm, "running");
+    check_data(vm, 0);
+
+    /* There is a way out. */
+    qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x98080000);
+    snapshot_qmp(vm, "save", 1);
+    g_assert_true(has_ended(&lsi));
+    snapshot_qmp(vm, "restore", 0);
+    snapshot_qmp(vm, "restore", 1);
+    g_assert_true(has_ended(&lsi));
+
+    g_free(lsi.dev);
+    snapshot_vm_end(vm);
+    unlink(path);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    if (qtest_has_device("lsi53c895a")) {
+        snapshot_add_tests("drain/lsi", test_lsi);
+        snapshot_add_tests("drain/endless", test_endless);
+    }
+    return g_test_run();
+}
