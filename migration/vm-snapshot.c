@@ -515,8 +515,8 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
  * or request of the block layer, and no bottom half that would be called later.
  *
  * With KVM, only a vCPU's own thread can get at its state while no vCPU was
- * told to stop; and of the handlers of the run state, which are called then,
- * virtio's take and give back KVM's ioeventfds, and wait for the main loop.
+ * told to stop; and a guest's notification of virtio may be in an ioeventfd,
+ * which nothing tells of until the main loop has read it.
  */
 static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
 {
