@@ -28,8 +28,10 @@ typedef struct GoneDevice {
 static struct {
     DeviceListener listener;
     uint64_t now;
-    /* DeviceState -> when it came; the keys may be stale, and are no pointers
-     * to follow: a device may fail after the listener was told of it. */
+    /*
+     * DeviceState -> when it came.  The keys are no pointers to follow: a
+     * device may fail after the listener was told of it, and be freed.
+     */
     GHashTable *came;
     GArray *gone;               /* of GoneDevice */
     QLIST_HEAD(, PlugMark) marks;

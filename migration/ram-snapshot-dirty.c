@@ -21,6 +21,7 @@
 #include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
+#include "system/kvm.h"
 #include "ram-snapshot-int.h"
 #include "trace.h"
 
@@ -609,7 +610,7 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     *pages = copy_logged(ds, node);
     ram_dirty_log_clear(ds->log);
     set_current(ds, node);
-    return true;
+    return !*pages || !kvm_enabled() || kvm_ram_written(errp);
 }
 
 static void dirty_release(RAMSnapshot *snap)

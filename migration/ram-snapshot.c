@@ -29,7 +29,10 @@ static bool has_vhost(void)
     return vhost_get_max_memslots() != UINT_MAX;
 }
 
-/* Who writes to RAM can be found out, unless it is a vhost device. */
+/*
+ * Who writes to RAM can be found out, unless it is a vhost device; and who has
+ * to know that a restore writes to it, can be told.
+ */
 static bool can_log_writes(Error **errp)
 {
     ERRP_GUARD();
@@ -39,6 +42,11 @@ static bool can_log_writes(Error **errp)
     } else if (xen_mode == XEN_EMULATE) {
         error_setg(errp, "ram=dirty cannot be had with -accel "
                    "kvm,xen-version=: event channels write to RAM unseen");
+    } else if (kvm_enabled() && !kvm_uses_guest_page_tables()) {
+        error_setg(errp, "ram=dirty needs a KVM with two-dimensional paging "
+                   "(EPT, NPT), and none was found: without it, KVM keeps "
+                   "copies of page tables, and does not see that a restore "
+                   "changes them");
     } else {
         return true;
     }

@@ -20,10 +20,11 @@
 #include "block/block.h"
 #include "hw/core/cpu.h"
 #include "hw/qdev-core.h"
-#include "hw/virtio/virtio-blk.h"
+#include "hw/virtio/virtio.h"
 #include "migration/global_state.h"
 #include "migration/misc.h"
 #include "migration/vm-snapshot.h"
+#include "migration/vm-snapshot-state.h"
 #include "system/block-backend.h"
 #include "system/cpu-timers.h"
 #include "system/cpus.h"
@@ -38,6 +39,7 @@
 #include "ram-snapshot.h"
 #include "savevm.h"
 #include "trace.h"
+#include "vm-snapshot-drain.h"
 #include "vm-snapshot-verify.h"
 
 /* Restores that the percentiles of x-query-snapshot-device are taken over. */
@@ -108,11 +110,19 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotState to)
     s->state = to;
 }
 
+/* There is one for the whole machine, if any. */
+static const VMSnapshot *the_engine;
+
+bool vm_snapshot_restore_is_exact(void)
+{
+    return qemu_device_state_in_memory() && !the_engine->config.new_generation;
+}
+
 static bool vm_snapshot_not_now(Error **errp)
 {
     if (replay_mode != REPLAY_MODE_NONE) {
         error_setg(errp, "Record/replay is active");
-    } else if (migration_is_running()) {
+    } else if (migration_is_running() || migration_in_incoming_postcopy()) {
         error_setg(errp, "A migration is in progress");
     } else if (runstate_check(RUN_STATE_INMIGRATE) ||
                runstate_check(RUN_STATE_FINISH_MIGRATE) ||
@@ -163,22 +173,24 @@ static bool vm_snapshot_cannot_save(VMSnapshot *s, Error **errp)
 /*
  * vm_stop() and vm_start() without their events: thousands of them a second
  * would tell a management application nothing.
+ *
+ * Returns: false with @errp set if a disk is busy.  vm_snapshot_resume() with
+ * @was has to follow in any case.
  */
-static RunState vm_snapshot_quiesce(RunState state)
+static bool vm_snapshot_quiesce(RunState state, RunState *was, Error **errp)
 {
-    RunState was = runstate_get();
+    *was = runstate_get();
 
-    if (runstate_is_live(was)) {
-        vm_set_suspended(was == RUN_STATE_SUSPENDED);
+    if (runstate_is_live(*was)) {
+        vm_set_suspended(*was == RUN_STATE_SUSPENDED);
         runstate_set(state);
         cpu_disable_ticks();
-        if (was == RUN_STATE_RUNNING) {
+        if (*was == RUN_STATE_RUNNING) {
             pause_all_vcpus();
         }
         vm_state_notify(0, state);
     }
-    bdrv_drain_all_begin();
-    return was;
+    return vm_snapshot_drain_begin(errp);
 }
 
 static void vm_snapshot_resume(RunState was)
@@ -321,15 +333,16 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
 static int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
 {
     RunState was;
-    int ret;
+    int ret = -EBUSY;
 
     if (vm_snapshot_not_now(errp)) {
         return -ENOTSUP;
     }
     /* Loading the section that holds it fails if it is empty. */
     global_state_store();
-    was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
-    ret = vm_snapshot_save_quiesced(s, n, errp);
+    if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp)) {
+        ret = vm_snapshot_save_quiesced(s, n, errp);
+    }
     vm_snapshot_resume(was);
     return ret;
 }
@@ -457,7 +470,7 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
     VMSnapshotSlot *slot = &s->slots[n];
     int64_t t_stop = get_clock(), t_load, t_start, t_end;
     RunState was;
-    int ret;
+    int ret = -EBUSY;
 
     if (!slot->ram) {
         error_setg(errp, "There is no snapshot in slot %u", n);
@@ -466,9 +479,10 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
     if (vm_snapshot_not_now(errp)) {
         return -ENOTSUP;
     }
-    was = vm_snapshot_quiesce(RUN_STATE_RESTORE_VM);
     s->last_pages = 0;
-    ret = vm_snapshot_prepare(s, n, errp);
+    if (vm_snapshot_quiesce(RUN_STATE_RESTORE_VM, &was, errp)) {
+        ret = vm_snapshot_prepare(s, n, errp);
+    }
     if (ret) {
         vm_snapshot_resume(was);
         return ret;
@@ -496,29 +510,9 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
 }
 
 /*
- * A request in flight writes to RAM when it likes.  Of virtio-blk's, its state
- * tells; of other disks', nothing does but a drain.
- */
-static bool vm_snapshot_needs_drain(void)
-{
-    BlockBackend *blk;
-
-    for (blk = blk_all_next(NULL); blk; blk = blk_all_next(blk)) {
-        DeviceState *dev = blk_get_attached_dev(blk);
-
-        if (blk_is_inserted(blk) &&
-            !(dev && object_dynamic_cast(OBJECT(dev), TYPE_VIRTIO_BLK) &&
-              blk_get_aio_context(blk) == qemu_get_aio_context())) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/*
  * A restore may be carried out on a vCPU's own thread if nothing but the vCPUs
  * and the main loop, which the BQL keeps away, touches the machine: no thread
- * or request of the block layer.
+ * or request of the block layer, and no bottom half that would be called later.
  *
  * With KVM, only a vCPU's own thread can get at its state while no vCPU was
  * told to stop; and of the handlers of the run state, which are called then,
@@ -630,19 +624,15 @@ static void vm_snapshot_on_vcpu_exclusive(CPUState *self, run_on_cpu_data data)
     vm_snapshot_on_vcpu(self, data);
 }
 
-/* The log of writes may end with it: vCPUs must not run. */
+/* vCPUs may run: nothing of a snapshot is theirs. */
 static int vm_snapshot_discard(VMSnapshot *s, unsigned n, Error **errp)
 {
-    RunState was;
-
     if (!s->slots[n].ram) {
         error_setg(errp, "There is no snapshot in slot %u", n);
         return -ENOENT;
     }
-    was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
     vm_snapshot_clear_slot(&s->slots[n]);
     s->config.done(s->config.opaque, VM_SNAPSHOT_DISCARD, 0);
-    vm_snapshot_resume(was);
     trace_vm_snapshot_discard(n);
     return 0;
 }
@@ -801,8 +791,8 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned n,
         return NULL;
     }
     vm_snapshot_set_state(s, STATE_RUNNING);
-    was = vm_snapshot_quiesce(RUN_STATE_SAVE_VM);
-    if (vm_snapshot_matches(slot, errp)) {
+    if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp) &&
+        vm_snapshot_matches(slot, errp)) {
         m = vm_snapshot_compare(slot->ram, slot->devices, NULL);
     }
     vm_snapshot_resume(was);
@@ -907,6 +897,7 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     s->config = *config;
     s->config.file = NULL;
     s->slots = g_new0(VMSnapshotSlot, config->slots);
+    the_engine = s;
     object_property_add_child(parent, "engine", OBJECT(s));
     object_unref(OBJECT(s));
     return s;
@@ -929,6 +920,9 @@ static void vm_snapshot_finalize(Object *obj)
     VMSnapshot *s = VM_SNAPSHOT(obj);
     unsigned i;
 
+    if (the_engine == s) {
+        the_engine = NULL;
+    }
     qemu_bh_delete(s->bh);
     for (i = 0; i < s->config.slots; i++) {
         vm_snapshot_clear_slot(&s->slots[i]);

@@ -9,7 +9,8 @@
  *
  * How long the rest takes can be seen from outside only, where the clock does
  * not go back.  For that, a slot is discarded just before, and one just after:
- * QEMU's trace (vm_snapshot_discard) has the times.
+ * QEMU's trace (vm_snapshot_discard) has the times.  Neither is used, and what
+ * they hold slot 0 has too, so that discarding them takes no time.
  */
 
 #include <inttypes.h>
@@ -57,7 +58,7 @@ int main(int argc, char **argv)
     volatile int a = 0;
     int64_t restores = argc > 1 ? atoll(argv[1]) : TOLD;
     struct snapshot s;
-    double saved_at;
+    double saved_at, ended_at;
     int64_t n;
     int err;
 
@@ -67,9 +68,11 @@ int main(int argc, char **argv)
     }
     /* ARGUMENT, which no restore reverts, will add up what restores take */
     snapshot_set_argument(&s, 0);
-    n = snapshot_save(&s, 1);
-    if (n < 0) {
-        return fail("cannot save", n);
+    for (n = 1; n <= 2 && n < snapshot_slots(&s); n++) {
+        err = snapshot_save(&s, n);
+        if (err) {
+            return fail("cannot save", err);
+        }
     }
     saved_at = now();
     drain();
@@ -106,10 +109,13 @@ int main(int argc, char **argv)
         return fail("cannot restore", err);
     }
 
-    snapshot_discard(&s, 0);
+    ended_at = now();
+    snapshot_discard(&s, 2);
     printf("after:  a = %d, by restore %" PRId64 "; %" PRIu64 " us each\n",
            a, n, n ? snapshot_argument(&s) / n / 1000 : 0);
-    printf("clock:  %.0f ms before the save, %.0f ms now\n", saved_at, now());
+    printf("clock:  %.0f ms before the save, %.0f ms now\n", saved_at,
+           ended_at);
+    snapshot_discard(&s, 0);
     snapshot_close(&s);
     return 0;
 }

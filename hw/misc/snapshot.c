@@ -35,6 +35,7 @@ struct SnapshotState {
     char *file;
     char *verify;
     bool allow_writable_disks;
+    bool new_generation;
 
     /* registers */
     uint32_t status;
@@ -248,6 +249,7 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
         .ram = SNAPSHOT_DEVICE_RAM_AUTO,
         .file = s->file,
         .allow_writable_disks = s->allow_writable_disks,
+        .new_generation = s->new_generation,
         .done = snapshot_done,
         .opaque = s,
     };
@@ -323,6 +325,7 @@ static const Property snapshot_properties[] = {
     DEFINE_PROP_STRING("verify", SnapshotState, verify),
     DEFINE_PROP_BOOL("allow-writable-disks", SnapshotState,
                      allow_writable_disks, false),
+    DEFINE_PROP_BOOL("new-generation", SnapshotState, new_generation, false),
 };
 
 static void snapshot_class_init(ObjectClass *klass, void *data)

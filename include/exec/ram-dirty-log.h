@@ -19,8 +19,8 @@
  * RAMDirtyLog: pages written to since they were last taken from the log
  *
  * Pages are numbered by their ram_addr_t.  Writers, in any thread, only add;
- * the user removes pages while no vCPU runs.  What vCPUs wrote to under KVM, and
- * devices to RAM that they have mapped, is in the log only after
+ * the user removes pages while no vCPU runs.  What vCPUs wrote to under KVM,
+ * and devices to RAM that they have mapped, is in the log only after
  * ram_dirty_log_sync().
  */
 struct RAMDirtyLog {
@@ -102,7 +102,7 @@ void ram_dirty_log_written_all(void);
 void ram_dirty_log_add_word(RAMDirtyLog *log, size_t word, unsigned long bits);
 
 /**
- * ram_write_mappings_track: keep account of the RAM that is mapped to be written
+ * ram_write_mappings_track: keep account of RAM that is mapped to be written
  *
  * From now on, until QEMU ends.  Called with the BQL held, before the machine
  * runs: there are no mappings yet.

@@ -45,6 +45,7 @@ typedef struct VMSnapshotConfig {
     SnapshotDeviceRam ram;      /* how RAM is put back */
     const char *file;           /* for the RAM images, or NULL: in memory */
     bool allow_writable_disks;  /* whose content will not be put back */
+    bool new_generation;        /* tell the guest that it was restored */
     uint32_t verify;            /* every so many restores; 0: never */
     VMSnapshotDone *done;
     void *opaque;

@@ -302,4 +302,8 @@ def kvm_missing():
         return 'there is no /dev/kvm'
     if not os.access('/dev/kvm', os.R_OK | os.W_OK):
         return 'no permission to use /dev/kvm: join the group kvm'
+    flags = ('kvm_intel/parameters/ept', 'kvm_amd/parameters/npt')
+    paths = [Path('/sys/module', flag) for flag in flags]
+    if not any(p.exists() and p.read_text()[0] in 'Y1' for p in paths):
+        return 'it has no two-dimensional paging, and ram=dirty needs that'
     return None

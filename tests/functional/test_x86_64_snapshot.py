@@ -14,8 +14,9 @@ import subprocess
 import tempfile
 import time
 
+from qemu.machine.machine import VMLaunchFailure
 from qemu_test import QemuSystemTest
-from snapshot import build_guest
+from snapshot import build_guest, kvm_copies_page_tables
 
 # What the guest tells isa-debug-exit
 PASSED, FAILED = 33, 35
@@ -161,6 +162,9 @@ class Guest:
 
     def test_paging(self):
         self.run_case('paging')
+
+    def test_page_tables(self):
+        self.run_case('page_tables')
 
     def test_long_mode(self):
         self.run_case('long_mode')
@@ -430,6 +434,9 @@ class Kvm(Guest):
     def judge(self, info):
         pass
 
+    def test_nested_tables(self):
+        self.run_case('nested_tables', '-cpu', 'max')
+
     def test_clocks_young(self):
         """
         Less than a second after the TSC's 0: catches KVM's taking the restore
@@ -447,6 +454,12 @@ class KvmVerified(Kvm):
 
     device = 'snapshot,ram=dirty,verify=on'
 
+    def setUp(self):
+        if kvm_copies_page_tables():
+            self.skipTest('ram=dirty is refused: this KVM has no '
+                          'two-dimensional paging')
+        super().setUp()
+
     def judge(self, info):
         self.assertEqual(info['verified'], info['restores'])
         self.assertEqual(info['mismatched'], 0, info['mismatches'])
@@ -460,26 +473,60 @@ class PcKvm(Kvm, QemuSystemTest):
 
     def test_auto(self):
         """
-        Catches ram=auto not being ram=dirty, and memory slots that start with
-        all pages dirty: a restore sets up some anew.
+        Catches ram=auto not being ram=dirty where KVM allows that, or being it
+        where KVM would go on with page tables of before; and memory slots that
+        start with all pages dirty: a restore sets up some anew.
         """
         self.start('endless')
         self.wait_for('\n', 3)
         info = self.vm.cmd('x-query-snapshot-device')
-        self.assertEqual(info['ram'], 'dirty')
-        self.assertLess(info['last-pages'], 128)
+        if kvm_copies_page_tables():
+            self.assertEqual(info['ram'], 'remap')
+        else:
+            self.assertEqual(info['ram'], 'dirty')
+            self.assertLess(info['last-pages'], 128)
         self.vm.shutdown()
+
+    def test_tlb_flush(self):
+        """
+        Catches a TLB that nobody flushes: pages of another slot are copied,
+        and KVM has logged none, for the machine is stopped. Where KVM's
+        processor is emulated, its TLB hides that: so what is done is looked at.
+        """
+        if kvm_copies_page_tables():
+            self.skipTest('this KVM has no two-dimensional paging')
+        log = Path(self.scratch_file('trace'))
+        self.start('endless', '-trace', 'kvm_x86_flush_tlb', '-D', str(log))
+        self.wait_for('\n', 3)
+        self.vm.cmd('stop')
+        self.vm.cmd('x-snapshot-device-save', slot=1)
+        flushed = log.read_text().count('kvm_x86_flush_tlb')
+        for slot in 0, 1, 0:
+            self.vm.cmd('x-snapshot-device-restore', slot=slot)
+            info = self.vm.cmd('x-query-snapshot-device')
+            self.assertGreater(info['last-pages'], 0)
+            flushed += 1
+            self.assertEqual(log.read_text().count('kvm_x86_flush_tlb'),
+                             flushed)
+        self.vm.cmd('x-snapshot-device-restore', slot=0)
+        self.assertEqual(log.read_text().count('kvm_x86_flush_tlb'), flushed)
+        self.vm.shutdown()
+
+    def test_dirty_refused(self):
+        """Catches ram=dirty where KVM does not see that page tables change."""
+        if not kvm_copies_page_tables():
+            self.skipTest('this KVM has two-dimensional paging')
+        self.vm.add_args('-accel', 'kvm', '-S', '-device', 'snapshot,ram=dirty')
+        with self.assertRaises(VMLaunchFailure) as failure:
+            self.vm.launch()
+        self.assertIn('ram=dirty needs a KVM with two-dimensional paging',
+                      failure.exception.output)
 
 
 class PcKvmRing(KvmVerified, QemuSystemTest):
     """Pages that vCPUs write to in rings, some of which become full"""
 
     machine = 'pc'
-
-    def setUp(self):
-        if Path('/sys/module/kvm_pvm').exists():
-            self.skipTest('kvm_pvm writes to dirty rings that are full')
-        super().setUp()
 
     def start(self, case, *args, **options):
         super().start(case, *args, accel='kvm,dirty-ring-size=1024', **options)

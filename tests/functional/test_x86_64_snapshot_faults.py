@@ -18,6 +18,7 @@ import subprocess
 import time
 
 from qemu_test import QemuSystemTest
+from snapshot import kvm_copies_page_tables
 from snapshot.storm import Machine, Storm
 
 HERE = Path(__file__).resolve().parent
@@ -448,11 +449,18 @@ class TwoSides(Storm):
     def test_remap(self):
         self.both('snapshot,ram=remap', 'q35')
 
+    def require_kvm(self):
+        if kvm_copies_page_tables():
+            self.skipTest('ram=dirty is refused: this KVM has no '
+                          'two-dimensional paging')
+
     def test_kvm(self):
         """A vCPU that restores on its own thread, another in the main loop"""
+        self.require_kvm()
         self.both('snapshot,ram=dirty', 'pc', self.PAUSE, accel='kvm', cpus=1)
 
     def test_kvm_smp(self):
+        self.require_kvm()
         self.both('snapshot,ram=dirty', 'q35', self.PAUSE, accel='kvm', cpus=2)
 
 

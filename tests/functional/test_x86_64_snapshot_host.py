@@ -84,7 +84,8 @@ class LinuxGuest(QemuSystemTest):
                          '-kernel', str(linux / 'vmlinuz'),
                          '-initrd', str(linux / 'initramfs'),
                          '-append', 'console=ttyS0 panic=-1 quiet '
-                         f'ipv6.disable=1 snapshot.run={",".join(run)}')
+                         'ipv6.disable=1 no_timer_check '
+                         f'snapshot.run={",".join(run)}')
         self.vm.launch()
 
     def output(self):
@@ -110,8 +111,8 @@ class Demo(LinuxGuest):
         self.assertTrue(each, self.output())
         text = Path(trace).read_text()
         marks = re.findall(r'@([\d.]+):vm_snapshot_discard slot (\d)', text)
-        self.assertEqual([slot for _, slot in marks], ['1', '0'], text)
-        first, last = (float(t) for t, _ in marks)
+        self.assertEqual([slot for _, slot in marks], ['1', '2', '0'], text)
+        first, last, _ = (float(t) for t, _ in marks)
         self.assertLess(start, first)
         self.assertLess(last, end)
         # The first ones, which this is a mean of too, take longer.
@@ -235,25 +236,42 @@ class UserNetwork(LinuxGuest):
             except (ConnectionResetError, BrokenPipeError):
                 return b''
 
+    def forwards(self):
+        """The protocol, the host's and the guest's port of each forward"""
+        info = self.vm.cmd('human-monitor-command',
+                           **{'command-line': 'info usernet'})
+        return re.findall(r'(TCP|UDP)\[HOST_FORWARD\] .*127\.0\.0\.1 +(\d+) '
+                          r'+10\.0\.2\.15 +(\d+)', info)
+
+    def change_forward(self, command):
+        reply = self.vm.cmd('human-monitor-command',
+                            **{'command-line': f'hostfwd_{command}'})
+        self.assertNotRegex(reply, 'invalid|not found|Could not')
+
     def test_host_forward(self):
         """
         Catches: a port of the host's that is closed, or another one, for a
-        moment or for good, when a restore closes what was opened since.
+        moment or for good, when a restore closes what was opened since; a
+        forward that the user has removed, and that comes back.
         """
         restores = 500
         # The host's part is chosen by the kernel.
         self.boot_net(restores, f't10.0.2.2:{self.echo.port}', 'l0.0.0.0:4000',
                       rules=',hostfwd=tcp:127.0.0.1:0-10.0.2.15:4000'
                       ',hostfwd=udp:127.0.0.1:0-10.0.2.15:4000')
-        port = re.search(r'TCP\[HOST_FORWARD\] .*127\.0\.0\.1 +(\d+) ',
-                         self.vm.cmd('human-monitor-command',
-                                     **{'command-line': 'info usernet'}))
-        self.assertTrue(port)
+        (_, removed, _), = [f for f in self.forwards() if f[0] == 'UDP']
+        self.change_forward('add n udp:127.0.0.1:0-10.0.2.15:5000')
+        self.change_forward(f'remove n udp:127.0.0.1:{removed}')
+        forwards = sorted(self.forwards())
+        self.assertEqual([(f[0], f[2]) for f in forwards],
+                         [('TCP', '4000'), ('UDP', '5000')])
+        port = int(forwards[0][1])
         self.wait_for(5)
         answer = b''
         attempts = 0
         while not answer:
-            answer = self.connect(int(port[1]))
+            self.assertEqual(sorted(self.forwards()), forwards)
+            answer = self.connect(port)
             attempts += 1
         self.assertEqual(answer, b'hello')
         self.finish()

@@ -279,6 +279,24 @@ static void test_virtio_broken(const void *machine)
     }
 }
 
+/* Catches: a quota that is refilled at a time which a restore has put off. */
+static void test_rng_rate(const void *machine)
+{
+    Virtio v;
+
+    virtio_start(&v, machine, "virtio-rng-pci,max-bytes=8,period=1000");
+    virtio_use(&v);
+    snapshot_qmp(v.vm, "save", 0);
+    /* This clock does not go back: that of the save is over, the next is not */
+    qtest_clock_step(v.vm->qts, 1500 * 1000 * 1000);
+    virtio_use(&v);
+    restore(v.vm);
+    assert_exact(v.vm);
+    v.vq->last_used_idx = 1;
+    virtio_use(&v);
+    virtio_end(&v);
+}
+
 /* A machine with a PCI device in slot 8, its first @bars mapped */
 typedef struct OneDevice {
     SnapshotVM *vm;
@@ -311,7 +329,7 @@ static void one_device_end(OneDevice *o)
 #define VMXNET3_SHARED (1 * MiB)
 #define VMXNET3_QUEUES (VMXNET3_SHARED + 64 * KiB)
 
-/* One queue each way, with @multicast addresses; @queues for sending are told */
+/* One queue each way; the device is told of @queues for sending. */
 static uint32_t vmxnet3_activate(OneDevice *o, unsigned queues,
                                  unsigned multicast)
 {
@@ -535,7 +553,7 @@ static void test_smi_timer(const void *machine)
     qtest_outl(vm->qts, LPC_SMI_EN, 0);
     restore_all_ways(vm);
     g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_STS) & en, ==, 0);
-    qtest_clock_step(vm->qts, 450 * us);
+    qtest_clock_step(vm->qts, 550 * us);
     g_assert_cmphex(qtest_inl(vm->qts, LPC_SMI_STS) & en, ==, en);
 
     qtest_outl(vm->qts, LPC_SMI_STS, 0);
@@ -698,6 +716,29 @@ static void test_root_port(const void *machine)
     one_device_end(&o);
 }
 
+/* Catches: virtual functions, which have no section, that are not put back. */
+static void test_igb_functions(const void *machine)
+{
+    const uint64_t window = 0xb0000000, igb = window + (8 << 15);
+    const uint64_t sriov = igb + 0x160;
+    g_autofree QPCIDevice *mch = NULL;
+    OneDevice o;
+
+    one_device_start(&o, ",verify=on", machine, "igb", 0);
+    mch = find(o.vm, 0, 0);
+    qpci_config_writel(mch, MCH_PCIEXBAR, window | 1);
+    g_assert_cmphex(qtest_readw(o.vm->qts, sriov), ==, PCI_EXT_CAP_ID_SRIOV);
+    snapshot_qmp(o.vm, "save", 0);
+    qtest_writew(o.vm->qts, sriov + PCI_SRIOV_NUM_VF, 1);
+    qtest_writew(o.vm->qts, sriov + PCI_SRIOV_CTRL,
+                 PCI_SRIOV_CTRL_VFE | PCI_SRIOV_CTRL_MSE);
+    snapshot_qmp_refused(o.vm, "save", 1, "igb");
+    restore_all_ways(o.vm);
+    g_assert_cmphex(qtest_readw(o.vm->qts, sriov + PCI_SRIOV_CTRL), ==, 0);
+    snapshot_qmp(o.vm, "save", 1);
+    one_device_end(&o);
+}
+
 static uint32_t gpu_command(Virtio *v, const void *command, size_t size)
 {
     const uint64_t reply = v->buffer + 128;
@@ -712,7 +753,7 @@ static uint32_t gpu_command(Virtio *v, const void *command, size_t size)
     return qtest_readl(v->vm->qts, reply);
 }
 
-static void gpu_create(Virtio *v, unsigned id)
+static void gpu_create(Virtio *v, unsigned id, uint64_t addr)
 {
     struct virtio_gpu_resource_create_2d create = {
         .hdr.type = VIRTIO_GPU_CMD_RESOURCE_CREATE_2D,
@@ -728,7 +769,7 @@ static void gpu_create(Virtio *v, unsigned id)
         .attach.hdr.type = VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING,
         .attach.resource_id = id,
         .attach.nr_entries = 1,
-        .entry.addr = 8 * MiB + id * MiB,
+        .entry.addr = addr,
         .entry.length = 64 * KiB,
     };
 
@@ -746,12 +787,37 @@ static void test_gpu(const void *machine)
 
     virtio_start(&v, machine, "virtio-gpu-pci");
     for (i = 1; i <= 3; i++) {
-        gpu_create(&v, i);
+        gpu_create(&v, i, 8 * MiB + i * MiB);
     }
     snapshot_qmp(v.vm, "save", 0);
-    gpu_create(&v, 4);
+    gpu_create(&v, 4, 12 * MiB);
     restore_all_ways(v.vm);
     v.d->bus->set_status(v.d, 0);
+    restore_all_ways(v.vm);
+    virtio_end(&v);
+}
+
+/*
+ * Catches: a save that is taken, of what cannot be mapped again: what a guest
+ * has moved since, or what is mapped when another device has been loaded.
+ */
+static void test_gpu_moved(const void *machine)
+{
+    g_autofree QPCIDevice *vga = NULL;
+    QPCIBar bar;
+    Virtio v;
+
+    virtio_start(&v, machine, "VGA,addr=9 -device virtio-gpu-pci");
+    vga = find(v.vm, 9, 0);
+    qpci_device_enable(vga);
+    bar = qpci_iomap(vga, 0, NULL);
+    gpu_create(&v, 1, 8 * MiB);
+    snapshot_qmp(v.vm, "save", 0);
+    gpu_create(&v, 2, bar.addr + 1 * MiB);
+    snapshot_qmp_refused(v.vm, "save", 1, "virtio-gpu");
+    qpci_config_writel(vga, PCI_BASE_ADDRESS_0, 0xf0000000);
+    snapshot_qmp_refused(v.vm, "save", 1, "virtio-gpu");
+    snapshot_assert_state(v.vm, "running");
     restore_all_ways(v.vm);
     virtio_end(&v);
 }
@@ -784,6 +850,66 @@ static void test_announce(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/*
+ * Catches: requests that failed, and wait for the machine to go on, that come
+ * back in another order, or that cannot be read if packed rings are offered.
+ */
+static void test_blk_requests(const void *machine)
+{
+    const uint64_t buffer = 4 * MiB;
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(8, 0) };
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -blockdev driver=blkdebug,node-name=d,"
+        "read-only=on,image.driver=null-co,image.read-only=on,"
+        "inject-error.0.event=none,inject-error.0.iotype=read"
+        " -device virtio-blk-pci,drive=d,addr=8,rerror=stop,packed=on,"
+        "in_order=on,ioeventfd=off", (const char *)machine);
+    QVirtioPCIDevice *pci = virtio_pci_new(vm->pci, &addr);
+    QVirtioDevice *d = &pci->vdev;
+    QGuestAllocator alloc;
+    QVirtQueue *vq;
+    uint32_t head;
+    unsigned i;
+
+    pc_alloc_init(&alloc, vm->qts, ALLOC_NO_FLAGS);
+    qvirtio_pci_device_enable(pci);
+    qvirtio_start_device(d);
+    qvirtio_set_features(d, qvirtio_get_features(d) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           1ull << VIRTIO_F_RING_PACKED |
+                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
+                           1ull << VIRTIO_RING_F_EVENT_IDX));
+    vq = qvirtqueue_setup(d, &alloc, 0);
+    qvirtio_set_driver_ok(d);
+    for (i = 0; i < 3; i++) {
+        uint64_t request = buffer + i * 4096;
+
+        qtest_memset(vm->qts, request, 0, 16);  /* VIRTIO_BLK_T_IN */
+        qtest_writeq(vm->qts, request + 8, i * 8);
+        head = qvirtqueue_add(vm->qts, vq, request, 16, false, true);
+        qvirtqueue_add(vm->qts, vq, request + 16, 512, true, true);
+        qvirtqueue_add(vm->qts, vq, request + 528, 1, true, false);
+        qtest_writew(vm->qts, vq->avail + 4 + 2 * i, head);
+    }
+    /* Told of all at once, the device begins all before one has failed. */
+    qtest_writew(vm->qts, vq->avail + 2, i);
+    d->bus->virtqueue_kick(d, vq);
+    qtest_qmp_eventwait(vm->qts, "STOP");
+    snapshot_assert_state(vm, "io-error");
+    snapshot_qmp(vm, "save", 0);
+    for (i = 0; i < 2; i++) {
+        snapshot_qmp(vm, "restore", 0);
+        qtest_system_reset(vm->qts);
+        snapshot_qmp(vm, "restore", 0);
+    }
+    assert_exact(vm);
+    qvirtqueue_cleanup(d->bus, vq, &alloc);
+    g_free(pci->pdev);
+    g_free(pci);
+    alloc_destroy(&alloc);
+    snapshot_vm_end(vm);
+}
+
 /* Of the directories whose hooks were gone through */
 static const char *const devices[] = {
     "e1000", "e1000e", "igb", "rtl8139", "i82550", "i82559er", "i82801",
@@ -799,9 +925,9 @@ static const char *const devices[] = {
 };
 
 /*
- * Catches: a device that is not what it was after reset, save, restore; one that
- * cannot be loaded, or keeps what a load allocated.  All in one machine: the
- * error tells which it is.
+ * Catches: a device that is not what it was after reset, save, restore; one
+ * that cannot be loaded, or keeps what a load allocated.  All in one machine:
+ * the error tells which it is.
  */
 static void test_devices(const void *machine)
 {
@@ -862,6 +988,7 @@ int main(int argc, char **argv)
 
     snapshot_add_tests("virtio-indices", test_virtio_indices);
     snapshot_add_tests("virtio-broken", test_virtio_broken);
+    snapshot_add_tests("rng-rate", test_rng_rate);
     snapshot_add_test("pc", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_test("q35", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_tests("vmxnet3-refused", test_vmxnet3_refused);
@@ -876,8 +1003,11 @@ int main(int argc, char **argv)
     snapshot_add_tests("i2c", test_i2c);
     snapshot_add_tests("dma", test_dma);
     snapshot_add_test("q35", "dirty", "root-port", test_root_port);
+    snapshot_add_test("q35", "dirty", "igb-functions", test_igb_functions);
     snapshot_add_tests("gpu", test_gpu);
+    snapshot_add_tests("gpu-moved", test_gpu_moved);
     snapshot_add_tests("announce", test_announce);
+    snapshot_add_tests("blk-requests", test_blk_requests);
     snapshot_add_test("pc", "dirty", "devices", test_devices);
     snapshot_add_test("q35", "dirty", "devices", test_devices);
     return g_test_run();

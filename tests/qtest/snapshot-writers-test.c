@@ -6,6 +6,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/syscall.h>
 #include "qemu/units.h"
 #include "libqos/libqos.h"
 #include "libqos/pci.h"
@@ -140,6 +141,82 @@ static void test_loadvm(const void *machine)
 
     snapshot_vm_end(vm);
     unlink(path);
+}
+
+static void allow_postcopy(QTestState *qts)
+{
+    qtest_qmp_assert_success(
+        qts, "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        " 'capabilities': [ { 'capability': 'postcopy-ram', 'state': true } ] }"
+        " }");
+}
+
+static void limit_migration(QTestState *qts, int64_t bytes)
+{
+    qtest_qmp_assert_success(
+        qts, "{ 'execute': 'migrate-set-parameters', 'arguments':"
+        " { 'max-bandwidth': %" PRId64 ", 'max-postcopy-bandwidth': %" PRId64
+        " } }", bytes, bytes);
+}
+
+static void wait_for_migration(QTestState *qts, const char *wanted)
+{
+    bool done = false;
+
+    while (!done) {
+        QDict *info = qtest_qmp_assert_success_ref(
+            qts, "{ 'execute': 'query-migrate' }");
+        const char *status = qdict_haskey(info, "status") ?
+            qdict_get_str(info, "status") : "none";
+
+        g_assert_cmpstr(status, !=, "failed");
+        done = !strcmp(status, wanted);
+        qobject_unref(info);
+        g_usleep(10000);
+    }
+}
+
+/*
+ * Catches: a save while RAM still comes in, behind the vCPUs and the log
+ * (postcopy).
+ */
+static void test_postcopy(const void *machine)
+{
+    g_autofree char *dir = g_dir_make_tmp("snapshot-writers-XXXXXX", NULL);
+    g_autofree char *path = g_strdup_printf("%s/socket", dir);
+    g_autofree char *uri = g_strdup_printf("unix:%s", path);
+    SnapshotVM *from, *to;
+
+    if (syscall(__NR_userfaultfd, O_CLOEXEC) < 0) {
+        g_test_skip("no userfaultfd");
+        return;
+    }
+    from = snapshot_vm_start("", "-M %s -m 32", (const char *)machine);
+    to = snapshot_vm_start("", "-M %s -m 32 -incoming defer",
+                           (const char *)machine);
+    snapshot_fill(from, 1 * MiB, 31 * MiB, 1);
+    allow_postcopy(from->qts);
+    allow_postcopy(to->qts);
+    limit_migration(from->qts, 64 * KiB);
+    qtest_qmp_assert_success(to->qts, "{ 'execute': 'migrate-incoming',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    qtest_qmp_assert_success(from->qts, "{ 'execute': 'migrate',"
+                             " 'arguments': { 'uri': %s } }", uri);
+    wait_for_migration(from->qts, "active");
+    qtest_qmp_assert_success(from->qts,
+                             "{ 'execute': 'migrate-start-postcopy' }");
+    qtest_qmp_eventwait(to->qts, "RESUME");
+    snapshot_qmp_refused(to, "save", 0, "migration");
+
+    limit_migration(from->qts, 1 * GiB);
+    wait_for_migration(to->qts, "completed");
+    snapshot_map_bar(to);
+    snapshot_check(to, 1 * MiB, 31 * MiB, 1);
+    snapshot_round_trip(to, 1 * MiB, 31 * MiB);
+    snapshot_vm_end(from);
+    snapshot_vm_end(to);
+    unlink(path);
+    rmdir(dir);
 }
 
 /* A backend that no device uses takes its place among the RAM blocks. */
@@ -523,7 +600,8 @@ static void test_ati_vga(const void *machine)
             qpci_io_writel(ati.dev, ati.bar[2], DP_BRUSH_FRGD_CLR, 0x11223344);
             qpci_io_writel(ati.dev, ati.bar[2], SRC_X_Y, 0);
             qpci_io_writel(ati.dev, ati.bar[2], DST_X_Y, 0);
-            qpci_io_writel(ati.dev, ati.bar[2], DST_WIDTH_HEIGHT, 16 << 16 | 16);
+            qpci_io_writel(ati.dev, ati.bar[2], DST_WIDTH_HEIGHT,
+                           16 << 16 | 16);
             g_assert_cmphex(qtest_readl(vm->qts, ati.bar[0].addr + far), ==,
                             j ? 0x11223344 : 0x5a5a5a5a);
             amnesiac_restore(vm, &ati);
@@ -610,7 +688,7 @@ static void test_checksum(const void *machine)
         0x5a, 0x5a, 1, 2, 3, 4,
     };
     static const uint32_t ring[] = {
-        0, 46 << 16 | 40 << 8 | 34, 0x20000000, 0,      /* where checksums are */
+        0, 46 << 16 | 40 << 8 | 34, 0x20000000, 0,      /* where it goes */
         PACKET, 0, 0x2b100000 | sizeof(packet), 0x200,  /* insert UDP's */
     };
     SnapshotVM *vm = start(machine, "-netdev hubport,hubid=0,id=n"
@@ -662,6 +740,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     snapshot_add_tests("loadvm", test_loadvm);
+    snapshot_add_tests("postcopy", test_postcopy);
     snapshot_add_test("pc", "dirty", "last-block-grows",
                       test_last_block_grows);
     snapshot_add_test("q35", "dirty", "last-block-grows",

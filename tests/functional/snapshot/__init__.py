@@ -27,3 +27,13 @@ def build_guest(path, cc='gcc'):
                     '-o', str(path), *map(str, sources)],
                    check=True, text=True,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def kvm_copies_page_tables():
+    """
+    Is there no module that says that it uses two-dimensional paging? kvm_pvm
+    has no such flag.
+    """
+    flags = ('kvm_intel/parameters/ept', 'kvm_amd/parameters/npt')
+    return not any(path.exists() and path.read_text()[0] in 'Y1'
+                   for path in (Path('/sys/module', flag) for flag in flags))

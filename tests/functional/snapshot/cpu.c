@@ -595,6 +595,37 @@ CASE(paging)
     write_cr0(read_cr0() & ~CR0_PG);
 }
 
+/*
+ * Catches a copy that KVM keeps of a page table, and a TLB entry, of after the
+ * save: with CR0 and CR3 as they were, nothing else makes KVM look again. An
+ * entry of the last level changes, or one of the first.
+ */
+CASE(page_tables)
+{
+    paging_init();
+    if (option("kvm", 0)) {
+        irq_handle(13, paging_refused);
+    }
+    write_cr0(read_cr0() | CR0_PG);
+    irq_handle(13, NULL);
+    check_equal("window before", mmio_read(WINDOW), 0xface0);
+
+    unsigned pass = snapshot_save();
+
+    check_equal("window", mmio_read(WINDOW), 0xface0);
+    if (pass & 1) {
+        directory[0][WINDOW >> 22] = (uintptr_t)window_table[1] | 3;
+    } else {
+        window_table[0][0] = (uintptr_t)pages[2] | 3;
+    }
+    invalidate_page(WINDOW);
+    check_equal("window remapped", mmio_read(WINDOW), 0xface2);
+    if (pass < repeats(100)) {
+        snapshot_restore();
+    }
+    write_cr0(read_cr0() & ~CR0_PG);
+}
+
 /* ---------------------------------------------------------------- A20 */
 
 static void a20_set(bool on)

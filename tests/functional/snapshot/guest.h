@@ -364,6 +364,6 @@ void gprs_save(struct gprs *captured);
 void gprs_restore(void);
 void long_restore(void);
 void long_save(void);
-void svm_guest(void);
+void svm_guest(void), svm_reader(void);
 
 #endif /* SNAPSHOT_GUEST_H */

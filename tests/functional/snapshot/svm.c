@@ -14,7 +14,10 @@
 #define VMCB_INTERCEPT1 0x00c
 #define VMCB_INTERCEPT2 0x010
 #define VMCB_ASID       0x058
+#define VMCB_TLB        0x05c
 #define VMCB_EXITCODE   0x070
+#define VMCB_NESTED     0x090
+#define VMCB_NESTED_CR3 0x0b0
 #define VMCB_SEGMENT(n) (0x400 + 16 * (n))      /* es cs ss ds */
 #define VMCB_GDTR       0x460
 #define VMCB_IDTR       0x480
@@ -25,6 +28,7 @@
 #define VMCB_DR7        0x560
 #define VMCB_RFLAGS     0x570
 #define VMCB_RIP        0x578
+#define VMCB_PAT        0x668
 
 static uint8_t vmcb[PAGE_SIZE] __attribute__((aligned(4096)));
 static uint8_t host_save[PAGE_SIZE] __attribute__((aligned(4096)));
@@ -40,7 +44,11 @@ asm(".text\n"
     "    mov %ebx, (%edi)\n"
     "    inc %esi\n"
     "    hlt\n"
-    "    jmp svm_guest\n");
+    "    jmp svm_guest\n"
+    /* Another one: reads */
+    "svm_reader:\n"
+    "    mov (%edi), %ebx\n"
+    "    hlt\n");
 
 /* Runs it; how often it came past its store */
 static uint32_t svm_run(uint32_t command)
@@ -131,5 +139,61 @@ CASE(svm)
                 pass ? SNAPSHOT_STATUS_RESTORED : SNAPSHOT_STATUS_SAVED);
     if (pass < repeats(100)) {
         snapshot_restore();             /* ... from outside */
+    }
+}
+
+/* What the reader finds at a linear address */
+static uint32_t svm_read(uintptr_t linear)
+{
+    uint32_t found = 0;
+
+    *vmcb_field(VMCB_RIP) = (uintptr_t)svm_reader;
+    *vmcb_field(VMCB_EXITCODE) = 0;
+    asm volatile("clgi; vmrun; stgi"
+                 : "+b"(found)
+                 : "a"(vmcb), "D"(linear)
+                 : "memory", "cc");
+    check_equal("exit code", *vmcb_field(VMCB_EXITCODE), EXIT_HLT);
+    return found;
+}
+
+/*
+ * Catches copies that KVM keeps of the nested page tables of the guest's own
+ * guest, and goes on with when a restore has changed them.
+ */
+CASE(nested_tables)
+{
+    const uintptr_t window = 0x40000000;
+    static uint32_t nested[1024] __attribute__((aligned(4096)));
+    static uint32_t table[1024] __attribute__((aligned(4096)));
+    static uint32_t page[2][1024] __attribute__((aligned(4096)));
+    uint32_t r[4];
+    unsigned pass;
+
+    cpuid(0x8000000a, 0, r);
+    if (!(r[3] & 1)) {
+        skip("no nested paging to test");
+    }
+    svm_init();
+    for (uint32_t i = 0; i < 1024; i++) {
+        nested[i] = i << 22 | 0xe7;     /* 4 MiB, dirty, user, writable */
+    }
+    nested[window >> 22] = (uintptr_t)table | 0x67;
+    page[0][0] = 0xa;
+    page[1][0] = 0xb;
+    table[0] = (uintptr_t)page[0] | 0x67;
+    *vmcb_field(VMCB_NESTED) = 1;
+    *vmcb_field(VMCB_NESTED_CR3) = (uintptr_t)nested;
+    *vmcb_field(VMCB_PAT) = 0x00070406;
+    *vmcb_field(VMCB_PAT + 4) = 0x00070406;
+    check_equal("before", svm_read(window), 0xa);
+
+    pass = snapshot_save();
+    check_equal("saved", svm_read(window), 0xa);
+    table[0] = (uintptr_t)page[1] | 0x67;
+    *vmcb_field(VMCB_TLB) = 1;          /* flush */
+    check_equal("changed", svm_read(window), 0xb);
+    if (pass < repeats(100)) {
+        snapshot_restore();
     }
 }
