@@ -109,7 +109,7 @@ static void snapshot_any_fuzz(QTestState *s, const unsigned char *data,
 static void register_snapshot_any_target(void)
 {
     fuzz_add_target(&(FuzzTarget) {
-        .name = "snapshot-any",
+        .name = "generic-fuzz-snapshot-any",
         .description = "Save and restore a machine with any device",
         .get_init_cmdline = snapshot_any_cmdline,
         .pre_fuzz = snapshot_any_pre_fuzz,
