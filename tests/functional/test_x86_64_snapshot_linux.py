@@ -52,7 +52,8 @@ class SnapshotLinux(QemuSystemTest):
                          '-serial', f'file:{self.serial}',
                          '-kernel', str(linux / 'vmlinuz'),
                          '-initrd', str(linux / 'initramfs'),
-                         '-append', f'console=ttyS0 panic=-1 {kernel} '
+                         '-append', 'console=ttyS0 panic=-1 no_timer_check '
+                                    f'{kernel} '
                                     f'snapshot.run={run}', *args)
         self.vm.launch()
 
