@@ -80,8 +80,8 @@ static GString *snapshot_any_cmdline(FuzzTarget *t)
         fprintf(stderr, "QEMU_FUZZ_ARGS= the arguments of QEMU\n");
         exit(1);
     }
-    g_string_append_printf(line, " -display none -machine accel=qtest %s",
-                           args);
+    g_string_append_printf(line, " -display none -audio none "
+                           "-machine accel=qtest %s", args);
     return line;
 }
 
