@@ -12,6 +12,7 @@
 #include "qapi/error.h"
 #include "qemu/queue.h"
 #include "hw/qdev-core.h"
+#include "migration/vm-snapshot-state.h"
 #include "plug-log.h"
 
 struct PlugMark {
@@ -80,6 +81,14 @@ static void device_went(DeviceListener *listener, DeviceState *dev)
     if (is_marked(gone.came, gone.went)) {
         gone.name = device_name(dev);
         g_array_append_val(plug_log.gone, gone);
+    }
+}
+
+void vm_snapshot_device_changed(DeviceState *dev)
+{
+    if (plug_log.came) {
+        device_went(&plug_log.listener, dev);
+        device_came(&plug_log.listener, dev);
     }
 }
 

@@ -1,11 +1,13 @@
 /*
- * Is a guest to notice that it was restored from a snapshot?
+ * What devices have to know of snapshots of the whole machine, and to tell
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #ifndef MIGRATION_VM_SNAPSHOT_STATE_H
 #define MIGRATION_VM_SNAPSHOT_STATE_H
+
+#include "hw/qdev-core.h"
 
 #ifdef CONFIG_LINUX
 /**
@@ -18,10 +20,25 @@
  *          has asked for new-generation=on; false for a migration and loadvm
  */
 bool vm_snapshot_restore_is_exact(void);
+
+/**
+ * vm_snapshot_device_changed: what was saved of a device is not for it any more
+ * @dev: that is realized
+ *
+ * For a change from the host's side that makes another device of it, such as a
+ * medium of another size, if that is part of its state.  To a snapshot it is as
+ * if it had been unplugged and plugged again: a restore is refused.
+ * Called with the BQL held.
+ */
+void vm_snapshot_device_changed(DeviceState *dev);
 #else
 static inline bool vm_snapshot_restore_is_exact(void)
 {
     return false;
+}
+
+static inline void vm_snapshot_device_changed(DeviceState *dev)
+{
 }
 #endif
 

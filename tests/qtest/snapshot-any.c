@@ -576,11 +576,13 @@ static void host_input(SnapshotAny *a)
 
 static void host_eject(SnapshotAny *a)
 {
+    a->has_changed_medium = true;
     hmp_ignored(a, "eject n");
 }
 
 static void host_change(SnapshotAny *a)
 {
+    a->has_changed_medium = true;
     hmp_ignored(a, "change n null-co:// raw");
 }
 
@@ -712,7 +714,9 @@ static bool restore(SnapshotAny *a, unsigned slot, size_t n)
     }
     error = run_snapshot(a, "restore", slot);
     if (error) {
-        if (a->ops->is_gone(a)) {
+        /* A card with another medium is another card. */
+        if (a->ops->is_gone(a) ||
+            (a->has_changed_medium && strstr(error, "after the save"))) {
             return false;
         }
         a->ops->fail(a, error);
@@ -795,6 +799,7 @@ char *snapshot_any_set_up(SnapshotAny *a)
 {
     g_autofree char *info = NULL;
 
+    a->has_changed_medium = false;
     a->memory = 0xe0000000;
     a->io = 0xc000;
     a->config = g_array_new(false, false, sizeof(ConfigWrite));

@@ -43,7 +43,8 @@ struct SnapshotAny {
     bool whole_machine;         /* and not what has the id */
     bool has_ports;             /* to access PCI configuration space by */
     bool snapshots;             /* else resets and the same accesses anew */
-    bool has_unplug;                /* ask for it, too */
+    bool has_unplug;            /* ask for it, too */
+    bool has_changed_medium;    /* since the machine was started */
 
     /* Tells who waits that it does not hang, and where it is */
     unsigned *beats;

@@ -105,19 +105,6 @@ static void reset_and_restore(SnapshotVM *vm)
     vm->bar = bar;
 }
 
-/* Resident memory of QEMU, in bytes */
-static int64_t resident(SnapshotVM *vm)
-{
-    g_autofree char *path = g_strdup_printf("/proc/%d/statm",
-                                            qtest_pid(vm->qts));
-    g_autofree char *text = NULL;
-    g_auto(GStrv) words = NULL;
-
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    words = g_strsplit(text, " ", 3);
-    return g_ascii_strtoull(words[1], NULL, 10) * qemu_real_host_page_size();
-}
-
 /* A server whose client is here, and reads what and when it likes */
 typedef struct Backend {
     char *dir;
@@ -1526,11 +1513,11 @@ static void test_uefi_vars(const void *machine)
         snapshot_qmp(vm, "restore", 0);
     }
     g_assert_cmpint(stat(path, &saved), ==, 0);
-    before = resident(vm);
+    before = snapshot_resident(vm);
     for (i = 0; i < 300; i++) {
         snapshot_qmp(vm, "restore", 0);
     }
-    g_assert_cmpint(resident(vm) - before, <, 8 * MiB);
+    g_assert_cmpint(snapshot_resident(vm) - before, <, 8 * MiB);
     g_assert_cmpint(stat(path, &found), ==, 0);
     g_assert_cmpint(found.st_mtim.tv_sec, ==, saved.st_mtim.tv_sec);
     g_assert_cmpint(found.st_mtim.tv_nsec, ==, saved.st_mtim.tv_nsec);
@@ -1615,11 +1602,11 @@ static void test_crowd(const void *machine, unsigned n)
     cont(vm);
     /* The allocator takes memory now and then, a leak does in each round. */
     for (round = 0; round < 4; round++) {
-        before = resident(vm);
+        before = snapshot_resident(vm);
         for (i = 0; i < 100; i++) {
             snapshot_qmp(vm, "restore", 0);
         }
-        least = MIN(least, resident(vm) - before);
+        least = MIN(least, snapshot_resident(vm) - before);
     }
     g_assert_cmpint(least, <, 128 * KiB);
     assert_never_differed(vm);

@@ -56,54 +56,22 @@ static void restore_all_ways(SnapshotVM *vm)
     assert_exact(vm);
 }
 
-/* In bytes */
-static uint64_t resident(SnapshotVM *vm)
-{
-    g_autofree char *path = g_strdup_printf("/proc/%d/statm",
-                                            qtest_pid(vm->qts));
-    g_autofree char *text = NULL;
-    uint64_t pages;
-
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    g_assert_cmpint(sscanf(text, "%*u %" SCNu64, &pages), ==, 1);
-    return pages * qemu_real_host_page_size();
-}
-
-/* RCU frees late, and later on a busy host: wait until no more is freed. */
-static uint64_t resident_at_last(SnapshotVM *vm)
-{
-    uint64_t least = resident(vm);
-    unsigned same;
-
-    for (same = 0; same < 10; same++) {
-        uint64_t now;
-
-        g_usleep(50 * 1000);
-        now = resident(vm);
-        if (now < least) {
-            least = now;
-            same = 0;
-        }
-    }
-    return least;
-}
-
 /* What a load allocates has to be what the load before did. */
 static void assert_flat(SnapshotVM *vm)
 {
-    uint64_t first, last;
+    int64_t first, last;
     unsigned i;
 
     for (i = 0; i < 200; i++) {
         snapshot_qmp(vm, "restore", 0);
     }
-    first = resident_at_last(vm);
+    first = snapshot_resident_at_last(vm);
     for (i = 0; i < 600; i++) {
         snapshot_qmp(vm, "restore", 0);
     }
-    last = resident_at_last(vm);
-    g_test_message("grew by %" PRId64 " KiB", (int64_t)(last - first) / KiB);
-    g_assert_cmpuint(last, <, first + 4 * MiB);
+    last = snapshot_resident_at_last(vm);
+    g_test_message("grew by %" PRId64 " KiB", (last - first) / KiB);
+    g_assert_cmpint(last, <, first + 4 * MiB);
 }
 
 typedef struct Virtio {

@@ -182,6 +182,37 @@ QDict *snapshot_query(SnapshotVM *vm)
         vm->qts, "{ 'execute': 'x-query-snapshot-device' }");
 }
 
+int64_t snapshot_resident(SnapshotVM *vm)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status",
+                                            qtest_pid(vm->qts));
+    g_autofree char *text = NULL;
+    const char *line;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    line = strstr(text, "RssAnon:");
+    g_assert_nonnull(line);
+    return g_ascii_strtoll(line + strlen("RssAnon:"), NULL, 10) * KiB;
+}
+
+int64_t snapshot_resident_at_last(SnapshotVM *vm)
+{
+    int64_t least = snapshot_resident(vm);
+    unsigned same;
+
+    for (same = 0; same < 10; same++) {
+        int64_t now;
+
+        g_usleep(50 * 1000);
+        now = snapshot_resident(vm);
+        if (now < least) {
+            least = now;
+            same = 0;
+        }
+    }
+    return least;
+}
+
 void snapshot_assert_state(SnapshotVM *vm, const char *state)
 {
     QDict *status = qtest_qmp_assert_success_ref(

@@ -72,6 +72,16 @@ void snapshot_qmp_refused(SnapshotVM *vm, const char *command, unsigned slot,
 /** snapshot_query: x-query-snapshot-device; the caller owns the result */
 QDict *snapshot_query(SnapshotVM *vm);
 
+/** snapshot_resident: bytes of QEMU's own memory that are resident */
+int64_t snapshot_resident(SnapshotVM *vm);
+
+/**
+ * snapshot_resident_at_last: the same, when RCU has freed what it has to
+ *
+ * That is late, and on a busy host later.
+ */
+int64_t snapshot_resident_at_last(SnapshotVM *vm);
+
 /** snapshot_assert_state: what query-status has to tell */
 void snapshot_assert_state(SnapshotVM *vm, const char *state);
 
