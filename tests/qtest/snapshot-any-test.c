@@ -355,9 +355,13 @@ static G_NORETURN void session(const Case *c, const char *args,
             _exit(GONE);
         }
     }
-    if (snapshots && c->growth && !has_only_input && n_inputs) {
+    if (c->growth && !has_only_input && n_inputs) {
         size = make_input(case_seed, first, data, sizeof(data));
-        check_growth(&a, data, size);
+        if (snapshots) {
+            check_growth(&a, data, size);
+        } else {
+            snapshot_any_restores(&a, data, size, 0, NULL);
+        }
     }
     _exit(DONE);
 }
