@@ -57,7 +57,7 @@ typedef struct VMSnapshotSlot {
 /* What becomes of a command; the legal steps are in steps[]. */
 typedef enum VMSnapshotState {
     STATE_IDLE,
-    STATE_ON_VCPU,      /* asked for; a work item of @requester carries it out */
+    STATE_ON_VCPU,      /* asked for; a work item of @requester does it */
     STATE_IN_MAIN_LOOP, /* asked for; @bh carries it out, and vCPUs are held */
     STATE_RUNNING,      /* it is being carried out */
     STATE_HALF_DONE,    /* @bh has to finish what a vCPU began; all are held */
