@@ -110,7 +110,8 @@ static void restore(SnapshotVM *vm, bool host, unsigned slot)
 static void test_intx(const void *machine)
 {
     SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
-                                       " -rtc clock=vm -device virtio-rng-pci,addr=8",
+                                       " -rtc clock=vm"
+                                       " -device virtio-rng-pci,addr=8",
                                        (const char *)machine);
     unsigned i, restores = 0;
     QVirtQueue low, high;
