@@ -324,12 +324,6 @@ class Interrupted(Storm):
             self.wait_for_migration('cancelled')
             self.assert_no_mismatch()
 
-    def wait_for_migration(self, status):
-        end = time.monotonic() + self.DEADLINE
-        while self.vm.cmd('query-migrate')['status'] != status:
-            self.assertLess(time.monotonic(), end, f'migration not {status}')
-            time.sleep(0.01)
-
     def assert_ends(self, code):
         self.vm.wait(timeout=self.DEADLINE)
         self.assertEqual(self.vm.exitcode(), code, self.vm.get_log())

@@ -122,3 +122,9 @@ class Storm(Machine):
         info = self.query()
         self.assertEqual(info['mismatched'], 0, info['mismatches'])
         self.assertEqual(self.console.read_text(), '')
+
+    def wait_for_migration(self, status, meanwhile=lambda: time.sleep(0.01)):
+        end = time.monotonic() + self.DEADLINE
+        while self.vm.cmd('query-migrate')['status'] != status:
+            self.assertLess(time.monotonic(), end, f'migration not {status}')
+            meanwhile()
