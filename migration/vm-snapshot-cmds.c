@@ -164,6 +164,11 @@ void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
                        " ns\n", info->restores, info->last_pages,
                        info->last_ns, info->p50_ns, info->p99_ns);
     }
+    if (info->device_resets || info->machine_resets) {
+        monitor_printf(mon, "of them %" PRIu64 " had to reset devices, %" PRIu64
+                       " the machine; last for %s\n", info->device_resets,
+                       info->machine_resets, info->reset_reason ?: "RAM");
+    }
     if (info->verify) {
         monitor_printf(mon, "verified: %" PRIu64 " restores, every %u, %" PRIu64
                        " with mismatches\n", info->verified, info->verify,

@@ -10,10 +10,6 @@
 #include "exec/memory.h"
 #include "exec/target_page.h"
 #include "hw/core/cpu.h"
-#include "hw/rtc/mc146818rtc_regs.h"
-#include "system/cpu-timers.h"
-#include "system/kvm.h"
-#include "system/system.h"
 #include "trace.h"
 #include "migration/vm-snapshot.h"
 #include "vm-snapshot-verify.h"
@@ -25,121 +21,34 @@
 /* Bytes of a field that are shown. */
 #define BYTES_MAX 16
 
-static bool rtc_follows_host(void)
+/* Does the byte follow the host, so that it need not go back? */
+static bool follows_host(const DeviceStateDifference *d, size_t byte)
 {
-    return rtc_clock != QEMU_CLOCK_VIRTUAL;
-}
+    const VMStateHostField *h = d->vmsd ? d->vmsd->host_fields : NULL;
 
-static bool irqchip_is_kvms(void)
-{
-    return kvm_irqchip_in_kernel();
-}
-
-static bool icount_is_on(void)
-{
-    return icount_enabled();
-}
-
-static bool always(void)
-{
-    return true;
-}
-
-/* Fields that do not go back, or not to what was saved. */
-static const struct Excuse {
-    const char *vmsd;
-    const char *field;
-    size_t from, to;            /* bytes of it; 0, 0: all */
-    bool (*when)(void);
-    const char *reason;
-} excuses[] = {
-#define RUN_STATE(field) \
-    { "globalstate", (field), 0, 0, always, \
-      "how the machine ran at the last save, to any slot" }
-    RUN_STATE("size"),
-    RUN_STATE("runstate"),
-#undef RUN_STATE
-#define HOST_TIME(field) \
-    { "timer", (field), 0, 0, icount_is_on, \
-      "the host's time; the guest's is what it has executed" }
-    HOST_TIME("cpu_ticks_offset"),
-    HOST_TIME("cpu_clock_offset"),
-#undef HOST_TIME
-#define RTC_TIME(from, to) \
-    { "mc146818rtc", "cmos_data", (from), (to), rtc_follows_host, \
-      "the time of day is the host's" }
-    RTC_TIME(RTC_SECONDS, RTC_SECONDS + 1),
-    RTC_TIME(RTC_MINUTES, RTC_MINUTES + 1),
-    RTC_TIME(RTC_HOURS, RTC_HOURS + 1),
-    RTC_TIME(RTC_DAY_OF_WEEK, RTC_YEAR + 1),
-    RTC_TIME(RTC_CENTURY, RTC_CENTURY + 1),
-    RTC_TIME(RTC_IBM_PS2_CENTURY_BYTE, RTC_IBM_PS2_CENTURY_BYTE + 1),
-#undef RTC_TIME
-#define RTC_TIMER(field) \
-    { "mc146818rtc", (field), 0, 0, rtc_follows_host, \
-      "set anew, by a clock of the host's, when it is loaded" }
-    RTC_TIMER("periodic_timer"),
-    RTC_TIMER("next_periodic_time"),
-    RTC_TIMER("update_timer"),
-    RTC_TIMER("next_alarm_time"),
-    RTC_TIMER("base_rtc"),
-    RTC_TIMER("last_update"),
-    RTC_TIMER("offset"),
-#undef RTC_TIMER
-    { "apic", "initial_count_load_time", 0, 0, irqchip_is_kvms,
-      "when KVM was asked for the rest; it keeps the timer itself" },
-#define PIC_REQUEST(field) \
-    { "i8259", (field), 0, 0, irqchip_is_kvms, \
-      "KVM's timer runs from when it is loaded, and may have fired since" }
-    PIC_REQUEST("irr"),
-    PIC_REQUEST("last_irr"),
-#undef PIC_REQUEST
-    { "tpm-emulator", "state_blobs.volatil.buffer", 0, 0, always,
-      "what the TPM's process makes of it, with a clock that runs on" },
-};
-
-static bool is_excused(const DeviceStateDifference *d, size_t byte)
-{
-    unsigned i;
-
-    for (i = 0; d->vmsd && d->field && i < ARRAY_SIZE(excuses); i++) {
-        const struct Excuse *e = &excuses[i];
-
-        if (!strcmp(d->vmsd->name, e->vmsd) && !strcmp(d->field, e->field) &&
-            (!e->to || (byte >= e->from && byte < e->to)) && e->when()) {
+    for (; d->field && h && h->name; h++) {
+        if (!strcmp(d->field, h->name) &&
+            (!h->to || (byte >= h->from && byte < h->to)) &&
+            (!h->when || h->when())) {
             return true;
         }
     }
     return false;
 }
 
-bool vm_snapshot_follows_host(const VMStateDescription *vmsd,
-                              const char *field)
-{
-    unsigned i;
-
-    for (i = 0; i < ARRAY_SIZE(excuses); i++) {
-        if (!strcmp(vmsd->name, excuses[i].vmsd) &&
-            !strcmp(field, excuses[i].field) && excuses[i].when()) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The first byte that differs and has no excuse; false: there is none. */
+/* The first byte that differs and should not; false: there is none. */
 static bool first_difference(const DeviceStateDifference *d, size_t *byte)
 {
     size_t i, n = MIN(d->saved_length, d->found_length);
 
     for (i = 0; i < n; i++) {
-        if (d->saved[i] != d->found[i] && !is_excused(d, i)) {
+        if (d->saved[i] != d->found[i] && !follows_host(d, i)) {
             *byte = i;
             return true;
         }
     }
     *byte = n;
-    return d->saved_length != d->found_length && !is_excused(d, n);
+    return d->saved_length != d->found_length && !follows_host(d, n);
 }
 
 static char *hex(const uint8_t *bytes, size_t length, size_t from)

@@ -8,8 +8,8 @@
 #define MIGRATION_VM_SNAPSHOT_VERIFY_H
 
 #include "qapi/qapi-types-migration.h"
+#include "device-state.h"
 #include "ram-snapshot.h"
-#include "savevm.h"
 
 /**
  * vm_snapshot_compare: compare the machine with an image of it
@@ -25,13 +25,5 @@
 SnapshotDeviceMismatches *vm_snapshot_compare(const RAMSnapshot *ram,
                                               const DeviceStateImage *devices,
                                               SnapshotDeviceMismatches *sum);
-
-/**
- * vm_snapshot_follows_host: need a field not be as it was saved?
- *
- * A VMStateFollowsHostFn.
- */
-bool vm_snapshot_follows_host(const VMStateDescription *vmsd,
-                              const char *field);
 
 #endif /* MIGRATION_VM_SNAPSHOT_VERIFY_H */

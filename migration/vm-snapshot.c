@@ -34,6 +34,7 @@
 #include "system/runstate.h"
 #include "system/tcg.h"
 #include "monitor/qdev.h"
+#include "device-state.h"
 #include "migration.h"
 #include "plug-log.h"
 #include "ram-snapshot.h"
@@ -51,6 +52,7 @@ typedef struct VMSnapshotSlot {
     PlugMark *plugs;            /* which devices there were */
     bool suspended;             /* the guest slept (ACPI S3) */
     bool virtio;                /* the machine has devices of it */
+    DeviceStateWay way;         /* of the last restore */
     uint64_t restores;
 } VMSnapshotSlot;
 
@@ -84,6 +86,8 @@ struct VMSnapshot {
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
     uint64_t restores;
+    uint64_t ways[DEVICE_STATE_WAYS];   /* how many of them went which way */
+    char *reset_reason;                 /* of the last that reset something */
     uint64_t last_pages;
     uint64_t times[RESTORE_TIMES];      /* ns; a ring, by @restores */
 
@@ -228,12 +232,6 @@ static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
     *slot = (VMSnapshotSlot) { };
 }
 
-/* They have no state of their own. */
-static const char *const stateless[] = {
-    "isa-debug-exit", "isa-debugcon", "loader", "pc-dimm", "virtconsole",
-    "virtserialport",
-};
-
 static int has_section(Object *obj, void *opaque)
 {
     return qemu_device_state_has(obj);
@@ -244,14 +242,8 @@ static int add_unsaved(Object *obj, void *opaque)
     g_autofree char *path = object_get_canonical_path(obj);
     const char *type = object_get_typename(obj);
     strList **list = opaque;
-    unsigned i;
 
-    for (i = 0; i < ARRAY_SIZE(stateless); i++) {
-        if (!strcmp(type, stateless[i])) {
-            return 0;
-        }
-    }
-    if (!has_section(obj, NULL) &&
+    if (!DEVICE_GET_CLASS(obj)->stateless && !has_section(obj, NULL) &&
         !object_child_foreach_recursive(obj, has_section, NULL)) {
         QAPI_LIST_PREPEND(*list, g_strdup_printf("%s (%s)", type, path));
     }
@@ -307,7 +299,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     if (vm_snapshot_cannot_save(s, errp)) {
         return -ENOTSUP;
     }
-    devices = qemu_device_state_save(vm_snapshot_follows_host, errp);
+    devices = qemu_device_state_save(errp);
     if (!devices) {
         return -ENOTSUP;
     }
@@ -349,16 +341,27 @@ static int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
 
 static void vm_snapshot_count(VMSnapshot *s, VMSnapshotSlot *slot, int64_t ns)
 {
+    const char *reason = qemu_device_state_reason(slot->devices);
+
     s->times[s->restores++ % RESTORE_TIMES] = ns;
     slot->restores++;
+    s->ways[slot->way]++;
+    if (slot->way != DEVICE_STATE_IN_PLACE && reason &&
+        g_strcmp0(reason, s->reset_reason)) {
+        g_free(s->reset_reason);
+        s->reset_reason = g_strdup(reason);
+    }
 }
 
-/* Is it enough to put back what changed, in a machine that was not reset? */
-static bool vm_snapshot_is_incremental(const VMSnapshot *s,
-                                       const VMSnapshotSlot *slot)
+/*
+ * Is it enough to put back what changed?  Then a reset of the machine, which
+ * writes ROMs and more to RAM, need not come before.  A new generation changes
+ * what was put back, for good.
+ */
+static bool vm_snapshot_is_incremental(const VMSnapshot *s)
 {
     return ram_snapshot_store_mode(s->store) == SNAPSHOT_DEVICE_RAM_DIRTY &&
-        qemu_device_state_in_place(slot->devices);
+        !s->config.new_generation;
 }
 
 /* Has all been put back?  The guest cannot see the answer. */
@@ -390,7 +393,7 @@ static bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp)
 }
 
 /*
- * Put back what changed, after qemu_device_state_check().
+ * Put back what changed, in the way that qemu_device_state_choose() found.
  *
  * Returns: false if that was not enough, and a reset and everything has to
  *          follow
@@ -398,17 +401,23 @@ static bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp)
 static bool vm_snapshot_load_changed(VMSnapshot *s, unsigned n)
 {
     VMSnapshotSlot *slot = &s->slots[n];
-    int64_t t_ram = get_clock(), t_devices;
+    int64_t t_ram, t_devices;
     uint64_t pages = 0;
     bool ok;
 
+    if (slot->way == DEVICE_STATE_RESET_DEVICES &&
+        (!qemu_device_state_reset(slot->devices) ||
+         !vm_snapshot_matches(slot, NULL))) {
+        return false;
+    }
+    t_ram = get_clock();
     if (!ram_snapshot_restore(slot->ram, &pages, NULL)) {
         return false;
     }
     t_devices = get_clock();
     ok = qemu_device_state_load_changed(slot->devices);
     s->last_pages += pages;
-    trace_vm_snapshot_load(n, pages, t_devices - t_ram, false,
+    trace_vm_snapshot_load(n, pages, t_devices - t_ram, slot->way,
                            get_clock() - t_devices);
     if (ok) {
         vm_snapshot_loaded(s, n);
@@ -428,11 +437,14 @@ static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
     int64_t t_ram, t_devices;
     uint64_t pages = 0;
 
-    if (vm_snapshot_is_incremental(s, slot) &&
-        qemu_device_state_check(slot->devices) &&
-        vm_snapshot_load_changed(s, n)) {
-        return true;
+    if (vm_snapshot_is_incremental(s)) {
+        slot->way = qemu_device_state_choose(slot->devices);
+        if (slot->way != DEVICE_STATE_RESET_MACHINE &&
+            vm_snapshot_load_changed(s, n)) {
+            return true;
+        }
     }
+    slot->way = DEVICE_STATE_RESET_MACHINE;
     qemu_system_reset(SHUTDOWN_CAUSE_SNAPSHOT_LOAD);
     /* Images are of no use to a machine that a reset made another one. */
     if (!vm_snapshot_matches(slot, errp)) {
@@ -447,7 +459,7 @@ static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
     if (!qemu_device_state_load(slot->devices, errp)) {
         return false;
     }
-    trace_vm_snapshot_load(n, pages, t_devices - t_ram, true,
+    trace_vm_snapshot_load(n, pages, t_devices - t_ram, slot->way,
                            get_clock() - t_devices);
     vm_snapshot_loaded(s, n);
     return true;
@@ -513,6 +525,7 @@ static int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since,
  * A restore may be carried out on a vCPU's own thread if nothing but the vCPUs
  * and the main loop, which the BQL keeps away, touches the machine: no thread
  * or request of the block layer, and no bottom half that would be called later.
+ * Of what is put back, no device is to be reset, as it was not the last time.
  *
  * With KVM, only a vCPU's own thread can get at its state while no vCPU was
  * told to stop; and a guest's notification of virtio may be in an ioeventfd,
@@ -525,7 +538,8 @@ static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
     return (tcg_enabled() || (kvm_enabled() && !CPU_NEXT(first_cpu) &&
                               !slot->virtio)) &&
         runstate_is_running() && slot->ram &&
-        !slot->suspended && vm_snapshot_is_incremental(s, slot) &&
+        !slot->suspended && vm_snapshot_is_incremental(s) &&
+        slot->way == DEVICE_STATE_IN_PLACE &&
         !vm_snapshot_not_now(NULL) && !vm_snapshot_needs_drain();
 }
 
@@ -560,6 +574,7 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self,
                                         bool *half_done)
 {
     int64_t t_stop = get_clock(), t_load, t_start, t_end;
+    VMSnapshotSlot *slot = &s->slots[s->slot];
     CPUState *cpu;
     bool ok = false;
 
@@ -571,9 +586,12 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self,
     vm_snapshot_stop_on_vcpu();
     t_load = get_clock();
     s->last_pages = 0;
-    if (qemu_device_state_check(s->slots[s->slot].devices)) {
+    slot->way = qemu_device_state_choose(slot->devices);
+    if (slot->way == DEVICE_STATE_IN_PLACE) {
         ok = vm_snapshot_load_changed(s, s->slot);
         *half_done = !ok;
+    } else if (slot->way == DEVICE_STATE_RESET_DEVICES) {
+        qemu_device_state_unchoose(slot->devices);
     }
     t_start = get_clock();
     vm_snapshot_start_on_vcpu();
@@ -588,7 +606,7 @@ static bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, CPUState *self,
         }
     }
     t_end = get_clock();
-    vm_snapshot_count(s, &s->slots[s->slot], t_end - s->since);
+    vm_snapshot_count(s, slot, t_end - s->since);
     trace_vm_snapshot_restore(s->slot, t_stop - s->since, t_load - t_stop,
                               t_start - t_load, t_end - t_start);
     return true;
@@ -841,6 +859,9 @@ SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s)
     info->ram = vm_snapshot_ram(s);
     info->slots = s->config.slots;
     info->restores = s->restores;
+    info->device_resets = s->ways[DEVICE_STATE_RESET_DEVICES];
+    info->machine_resets = s->ways[DEVICE_STATE_RESET_MACHINE];
+    info->reset_reason = g_strdup(s->reset_reason);
     for (i = 0; i < s->config.slots; i++) {
         const VMSnapshotSlot *slot = &s->slots[i];
         SnapshotDeviceSlot *item;
@@ -933,6 +954,7 @@ static void vm_snapshot_finalize(Object *obj)
     }
     ram_snapshot_store_free(s->store);
     g_free(s->last_refusal);
+    g_free(s->reset_reason);
     qapi_free_SnapshotDeviceMismatches(s->mismatches);
 }
 

@@ -6,23 +6,15 @@
 
 #include "qemu/osdep.h"
 #include "qemu/timer.h"
-#include "io/channel-buffer.h"
 #include "migration/register.h"
-#include "qemu-file.h"
-#include "trace.h"
+#include "memory-file.h"
 #include "vmstate-flat.h"
 
 /* Follows the bytes of each field that has a format of its own. */
 #define STREAM_END 0x5b5d5b5d
 
-/*
- * So often are sections loaded that loading others changed.  Twice is enough
- * where two devices change each other's interrupt lines.
- */
-#define ROUNDS_MAX 3
-
 typedef enum StepKind {
-    STEP_SECTION,   /* the next one begins at @next */
+    STEP_PART,      /* the next one begins at @next */
     STEP_PRE_SAVE,  /* of @vmsd */
     STEP_NEEDED,    /* @vmsd's needed() must say @expected */
     STEP_EXISTS,    /* @field's field_exists() must say @expected */
@@ -36,8 +28,8 @@ typedef enum StepKind {
 
 typedef struct Step {
     uint8_t kind;               /* StepKind */
-    uint8_t how;                /* VMStateFlatHow of a STEP_SECTION */
-    bool changed;               /* of a STEP_SECTION: it has to be loaded */
+    bool in_place;              /* of a STEP_PART: it may be loaded */
+    bool changed;               /* of a STEP_PART: it has to be loaded */
     bool follows_host;          /* of state: loading need not bring it back */
     union {
         int version_id;
@@ -58,62 +50,31 @@ typedef struct Step {
 
 struct VMStateFlat {
     GArray *steps;
-    unsigned section;           /* the last STEP_SECTION */
-    unsigned clock;             /* that of the clock */
-    VMStateFollowsHostFn *follows_host;
+    unsigned part;              /* the last STEP_PART */
     bool field_follows_host;    /* the field that is being added */
-    bool changed;               /* some section has to be loaded */
     bool failed;
     GByteArray *data;
-    GByteArray *undo;           /* of the clock: as @data, what it was */
+    GByteArray *undo;           /* as @data, see vmstate_flat_keep() */
     GPtrArray *tmps;            /* of VMSTATE_WITH_TMP fields, and OpsField */
-    QIOChannelBuffer *out_buffer, *in_buffer;
-    QEMUFile *out, *in;
 };
 
 static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
                      void *opaque, int version_id);
 
-static void open_files(VMStateFlat *flat)
-{
-    flat->out_buffer = qio_channel_buffer_new(0);
-    flat->out = qemu_file_new_output(QIO_CHANNEL(flat->out_buffer));
-    flat->in_buffer = qio_channel_buffer_new(0);
-    flat->in = qemu_file_new_input(QIO_CHANNEL(flat->in_buffer));
-}
-
-static void close_files(VMStateFlat *flat)
-{
-    qemu_fclose(flat->out);
-    object_unref(OBJECT(flat->out_buffer));
-    qemu_fclose(flat->in);
-    object_unref(OBJECT(flat->in_buffer));
-}
-
-/* A file keeps its error, and bytes that nobody took: the next field's. */
-static void reopen_files(VMStateFlat *flat)
-{
-    close_files(flat);
-    open_files(flat);
-}
-
-VMStateFlat *vmstate_flat_new(VMStateFollowsHostFn *follows_host)
+static VMStateFlat *flat_new(void)
 {
     VMStateFlat *flat = g_new0(VMStateFlat, 1);
 
-    flat->follows_host = follows_host;
     flat->steps = g_array_new(false, false, sizeof(Step));
     flat->data = g_byte_array_new();
     flat->undo = g_byte_array_new();
     flat->tmps = g_ptr_array_new_with_free_func(g_free);
-    open_files(flat);
     return flat;
 }
 
 void vmstate_flat_free(VMStateFlat *flat)
 {
     if (flat) {
-        close_files(flat);
         g_array_unref(flat->steps);
         g_byte_array_unref(flat->data);
         g_byte_array_unref(flat->undo);
@@ -134,19 +95,15 @@ static Step *add_step(VMStateFlat *flat, StepKind kind, void *ptr)
     return &g_array_index(flat->steps, Step, flat->steps->len - 1);
 }
 
-static void end_section(VMStateFlat *flat)
+static void end_part(VMStateFlat *flat)
 {
-    g_array_index(flat->steps, Step, flat->section).next = flat->steps->len;
+    g_array_index(flat->steps, Step, flat->part).next = flat->steps->len;
 }
 
-static void begin_section(VMStateFlat *flat, const char *name,
-                          VMStateFlatHow how)
+static void begin_part(VMStateFlat *flat, bool in_place)
 {
-    Step *section = add_step(flat, STEP_SECTION, NULL);
-
-    section->name = name;
-    section->how = how;
-    flat->section = flat->steps->len - 1;
+    add_step(flat, STEP_PART, NULL)->in_place = in_place;
+    flat->part = flat->steps->len - 1;
 }
 
 static void add_hook(VMStateFlat *flat, StepKind kind, void *opaque,
@@ -185,21 +142,13 @@ static void add_memory(VMStateFlat *flat, StepKind kind, void *ptr,
 }
 
 /* Serialise an element of a field as it is now; NULL if that fails. */
-static const uint8_t *stream_now(VMStateFlat *flat, void *ptr, size_t size,
+static const uint8_t *stream_now(void *ptr, size_t size,
                                  const VMStateField *field, size_t *length)
 {
-    flat->out_buffer->usage = flat->out_buffer->offset = 0;
-    if (field->info->put(flat->out, ptr, size, field, NULL)) {
-        reopen_files(flat);
-        return NULL;
-    }
-    qemu_put_be32(flat->out, STREAM_END);
-    if (qemu_fflush(flat->out)) {
-        reopen_files(flat);
-        return NULL;
-    }
-    *length = flat->out_buffer->usage;
-    return flat->out_buffer->data;
+    int ret = field->info->put(memory_file_write(), ptr, size, field, NULL);
+    const uint8_t *now = memory_file_written(STREAM_END, length);
+
+    return ret ? NULL : now;
 }
 
 /* Is a value in the stream byte by byte, but for their order, that in memory */
@@ -244,23 +193,14 @@ static void add_tmp(VMStateFlat *flat, void *ptr, size_t size,
     add_vmsd(flat, vmsd, tmp, vmsd->version_id);
 }
 
-/* What follows is of the same section, and loaded in another way. */
-static void begin_part(VMStateFlat *flat, VMStateFlatHow how)
-{
-    const char *name = g_array_index(flat->steps, Step, flat->section).name;
-
-    end_section(flat);
-    begin_section(flat, name, how);
-}
-
 static void add_parts(VMStateFlat *flat, void *ptr, const VMStateField *field)
 {
-    Step section = g_array_index(flat->steps, Step, flat->section);
+    bool in_place = g_array_index(flat->steps, Step, flat->part).in_place;
 
     if (!field->info->flatten(flat, ptr)) {
         flat->failed = true;
     }
-    begin_part(flat, section.how);
+    vmstate_flat_part(flat, in_place);
 }
 
 static void add_element(VMStateFlat *flat, void *ptr, size_t size,
@@ -281,13 +221,14 @@ static void add_element(VMStateFlat *flat, void *ptr, size_t size,
         add_tmp(flat, ptr, size, field);
     } else if (field->info->flatten) {
         add_parts(flat, ptr, field);
-    } else if (appends(field->info)) {
-        flat->failed = true;
     } else if (field->info != &vmstate_info_unused_buffer) {
         size_t length = 0;
-        const uint8_t *now = stream_now(flat, ptr, size, field, &length);
+        const uint8_t *now = stream_now(ptr, size, field, &length);
         Step *step = add_step(flat, STEP_STREAM, ptr);
 
+        if (appends(field->info)) {
+            g_array_index(flat->steps, Step, flat->part).in_place = false;
+        }
         /* If it could not be saved now, it will not be as it was then. */
         step->field = field;
         step->size = size;
@@ -336,6 +277,19 @@ static void add_field(VMStateFlat *flat, const VMStateField *field,
     }
 }
 
+/* That is so of the time of day, if it is the host's. */
+static bool follows_host(const VMStateDescription *vmsd, const char *field)
+{
+    const VMStateHostField *h;
+
+    for (h = vmsd->host_fields; h && h->name; h++) {
+        if (!strcmp(h->name, field) && (!h->when || h->when())) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool add_needed(VMStateFlat *flat, const VMStateDescription *vmsd,
                        void *opaque, bool needed)
 {
@@ -371,7 +325,7 @@ static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
             step->field_version = version_id;
         }
         if (exists) {
-            flat->field_follows_host = flat->follows_host(vmsd, field->name);
+            flat->field_follows_host = follows_host(vmsd, field->name);
             add_field(flat, field, opaque);
             flat->field_follows_host = false;
         }
@@ -406,22 +360,25 @@ static bool has_post_save(const VMStateDescription *vmsd)
     return vmsd->post_save;
 }
 
-bool vmstate_flat_add(VMStateFlat *flat, const char *name,
-                      const VMStateDescription *vmsd, void *opaque,
-                      bool present, VMStateFlatHow how)
+VMStateFlat *vmstate_flat_new(const VMStateDescription *vmsd, void *opaque,
+                              bool present)
 {
+    VMStateFlat *flat;
+
     if (has_post_save(vmsd)) {
-        return false;
+        return NULL;
     }
-    begin_section(flat, name, how);
-    if (how == VMSTATE_FLAT_CLOCK) {
-        flat->clock = flat->section;
-    }
+    flat = flat_new();
+    begin_part(flat, true);
     if (add_needed(flat, vmsd, opaque, present)) {
         add_vmsd(flat, vmsd, opaque, vmsd->version_id);
     }
-    end_section(flat);
-    return !flat->failed;
+    end_part(flat);
+    if (flat->failed) {
+        vmstate_flat_free(flat);
+        return NULL;
+    }
+    return flat;
 }
 
 typedef struct OpsField {
@@ -457,10 +414,10 @@ static const VMStateInfo ops_info = {
     .get = ops_get,
 };
 
-void vmstate_flat_add_ops(VMStateFlat *flat, const char *name,
-                          const SaveVMHandlers *ops, void *opaque,
-                          int version_id)
+VMStateFlat *vmstate_flat_new_ops(const char *name, const SaveVMHandlers *ops,
+                                  void *opaque, int version_id)
 {
+    VMStateFlat *flat = flat_new();
     OpsField *f = g_new0(OpsField, 1);
 
     f->field.name = name;
@@ -468,15 +425,16 @@ void vmstate_flat_add_ops(VMStateFlat *flat, const char *name,
     f->field.version_id = version_id;
     f->ops = ops;
     g_ptr_array_add(flat->tmps, f);
-    begin_section(flat, name, VMSTATE_FLAT_IN_PLACE);
+    begin_part(flat, true);
     add_element(flat, opaque, 0, &f->field);
-    end_section(flat);
+    end_part(flat);
+    return flat;
 }
 
 void vmstate_flat_part(VMStateFlat *flat, bool in_place)
 {
-    /* Indices of queues are nobody else's. */
-    begin_part(flat, in_place ? VMSTATE_FLAT_ALONE : VMSTATE_FLAT_SAME);
+    end_part(flat);
+    begin_part(flat, in_place);
 }
 
 void vmstate_flat_memory(VMStateFlat *flat, void *ptr, size_t length)
@@ -518,8 +476,8 @@ static bool memory_is(const void *ptr, const uint8_t *data, unsigned length)
  *          would be saved is something else, but for what follows the host if
  *          @loaded
  */
-static bool section_check(VMStateFlat *flat, unsigned first, bool loaded,
-                          bool *changed)
+static bool part_check(VMStateFlat *flat, unsigned first, bool loaded,
+                       bool *changed)
 {
     const Step *steps = &g_array_index(flat->steps, Step, 0);
     unsigned i;
@@ -561,13 +519,13 @@ static bool section_check(VMStateFlat *flat, unsigned first, bool loaded,
             differs = timer_expire_time_ns(step->ptr) != ldq_he_p(data);
             break;
         case STEP_STREAM:
-            now = stream_now(flat, step->ptr, step->size, step->field, &length);
+            now = stream_now(step->ptr, step->size, step->field, &length);
             if (!now) {
                 return false;
             }
             differs = length != step->length || memcmp(now, data, length);
             break;
-        case STEP_SECTION:
+        case STEP_PART:
         case STEP_PRE_LOAD:
         case STEP_POST_LOAD:
             break;
@@ -592,24 +550,15 @@ static void timer_load(QEMUTimer *timer, int64_t expires)
 
 static bool stream_load(VMStateFlat *flat, const Step *step)
 {
-    bool ok;
+    QEMUFile *f = memory_file_read(flat->data->data + step->data, step->length);
+    int ret = step->field->info->get(f, step->ptr, step->size, step->field);
 
-    flat->in_buffer->data = flat->data->data + step->data;
-    flat->in_buffer->capacity = flat->in_buffer->usage = step->length;
-    flat->in_buffer->offset = 0;
-    ok = !step->field->info->get(flat->in, step->ptr, step->size,
-                                 step->field) &&
-        qemu_get_be32(flat->in) == STREAM_END && !qemu_file_get_error(flat->in);
-    flat->in_buffer->data = NULL;
-    if (!ok) {
-        reopen_files(flat);
-    }
-    return ok;
+    return memory_file_read_all(STREAM_END) && !ret;
 }
 
 /* @from is laid out as @flat->data, whose streams are loaded in any case. */
-static bool section_load(VMStateFlat *flat, unsigned first,
-                         const GByteArray *from)
+static bool part_load(VMStateFlat *flat, unsigned first,
+                      const GByteArray *from)
 {
     const Step *steps = &g_array_index(flat->steps, Step, 0);
     unsigned i;
@@ -645,7 +594,7 @@ static bool section_load(VMStateFlat *flat, unsigned first,
                 return false;
             }
             break;
-        case STEP_SECTION:
+        case STEP_PART:
         case STEP_PRE_SAVE:
         case STEP_NEEDED:
         case STEP_EXISTS:
@@ -655,136 +604,57 @@ static bool section_load(VMStateFlat *flat, unsigned first,
     return true;
 }
 
-/* Keep what a section of memory and timers alone consists of now. */
-static void section_keep(VMStateFlat *flat, unsigned first)
+VMStateFlatState vmstate_flat_check(VMStateFlat *flat, bool loaded)
 {
-    const Step *steps = &g_array_index(flat->steps, Step, 0);
+    Step *steps = &g_array_index(flat->steps, Step, 0);
+    VMStateFlatState state = VMSTATE_FLAT_AS_SAVED;
     unsigned i;
 
-    for (i = first; i < steps[first].next; i++) {
-        const Step *step = &steps[i];
-
-        if (step->kind != STEP_MEMORY && step->kind != STEP_TIMER) {
-            continue;
+    for (i = 0; i < flat->steps->len; i = steps[i].next) {
+        if (!part_check(flat, i, loaded, &steps[i].changed)) {
+            return VMSTATE_FLAT_OTHER_FIELDS;
         }
-        if (flat->undo->len < step->data + step->length) {
-            g_byte_array_set_size(flat->undo, step->data + step->length);
-        }
-        if (step->kind == STEP_MEMORY) {
-            memcpy(flat->undo->data + step->data, step->ptr, step->length);
-        } else {
-            stq_he_p(flat->undo->data + step->data,
-                     timer_expire_time_ns(step->ptr));
+        if (steps[i].changed && !steps[i].in_place) {
+            state = VMSTATE_FLAT_NOT_IN_PLACE;
+        } else if (steps[i].changed && state == VMSTATE_FLAT_AS_SAVED) {
+            state = VMSTATE_FLAT_CHANGED;
         }
     }
-}
-
-static Step *section_at(VMStateFlat *flat, unsigned first)
-{
-    return &g_array_index(flat->steps, Step, first);
-}
-
-static bool give_up(const Step *section, const char *why)
-{
-    trace_vmstate_flat_give_up(section->name, why);
-    return false;
-}
-
-/*
- * Find the sections that are not as they were saved.
- *
- * Returns: false if loading them cannot help
- */
-static bool find_changed(VMStateFlat *flat, bool loaded)
-{
-    unsigned first;
-
-    flat->changed = false;
-    for (first = 0; first < flat->steps->len;
-         first = section_at(flat, first)->next) {
-        Step *section = section_at(flat, first);
-
-        if (!section_check(flat, first, loaded, &section->changed)) {
-            return give_up(section, "has other fields");
-        }
-        if (section->changed && section->how == VMSTATE_FLAT_SAME) {
-            return give_up(section, "differs");
-        }
-        flat->changed |= section->changed;
-    }
-    return true;
-}
-
-/*
- * Load the sections that were found to be changed.
- *
- * A section that cannot be loaded does not keep those behind it from being
- * loaded: a reset follows, which expects devices that agree with each other,
- * as a bus does with the interrupts of its devices.
- */
-static bool load_changed(VMStateFlat *flat, bool *others)
-{
-    unsigned first;
-    bool ok = true;
-
-    flat->changed = false;
-    for (first = 0; first < flat->steps->len;
-         first = section_at(flat, first)->next) {
-        Step *section = section_at(flat, first);
-
-        if (!section->changed) {
-            continue;
-        }
-        trace_vmstate_flat_load(section->name);
-        *others |= section->how == VMSTATE_FLAT_IN_PLACE;
-        if (!section_load(flat, first, flat->data)) {
-            ok = give_up(section, "cannot be loaded");
-        }
-        /*
-         * A subsection that was absent is not loaded; if there is need of it
-         * afterwards, only a reset clears what it stands for.
-         */
-        if (!section_check(flat, first, true, &section->changed)) {
-            ok = give_up(section, "has other fields after loading");
-        }
-        flat->changed |= section->changed;
-    }
-    return ok;
-}
-
-bool vmstate_flat_check(VMStateFlat *flat)
-{
-    const Step *clock = section_at(flat, flat->clock);
-    bool changed, ok;
-
-    if (!section_check(flat, flat->clock, false, &changed)) {
-        return give_up(clock, "has other fields");
-    }
-    /* What is computed from the clock is compared at the time of the save. */
-    section_keep(flat, flat->clock);
-    ok = (!changed || section_load(flat, flat->clock, flat->data)) &&
-        find_changed(flat, false);
-    if (!ok) {
-        section_load(flat, flat->clock, flat->undo);
-    }
-    return ok;
+    return state;
 }
 
 bool vmstate_flat_load(VMStateFlat *flat)
 {
-    unsigned round;
+    const Step *steps = &g_array_index(flat->steps, Step, 0);
+    bool ok = true;
+    unsigned i;
 
-    for (round = 0; flat->changed; round++) {
-        bool others = false;
+    for (i = 0; i < flat->steps->len; i = steps[i].next) {
+        ok &= !steps[i].changed || part_load(flat, i, flat->data);
+    }
+    return ok;
+}
 
-        if (round == ROUNDS_MAX) {
-            trace_vmstate_flat_give_up("*", "does not stay as it was loaded");
-            return false;
-        }
-        if (!load_changed(flat, &others) ||
-            (others && !find_changed(flat, true))) {
-            return false;
+/* A section of one part, of memory and timers alone */
+void vmstate_flat_keep(VMStateFlat *flat)
+{
+    const Step *steps = &g_array_index(flat->steps, Step, 0);
+    unsigned i;
+
+    g_byte_array_set_size(flat->undo, flat->data->len);
+    for (i = 0; i < flat->steps->len; i++) {
+        const Step *step = &steps[i];
+        uint8_t *undo = flat->undo->data + step->data;
+
+        if (step->kind == STEP_MEMORY) {
+            memcpy(undo, step->ptr, step->length);
+        } else if (step->kind == STEP_TIMER) {
+            stq_he_p(undo, timer_expire_time_ns(step->ptr));
         }
     }
-    return true;
+}
+
+void vmstate_flat_undo(VMStateFlat *flat)
+{
+    part_load(flat, 0, flat->undo);
 }

@@ -11,7 +11,7 @@
 #include "migration/vmstate.h"
 
 /**
- * VMStateFlat: state that VMStateDescriptions describe, as a list of steps
+ * VMStateFlat: a section that VMStateDescriptions describe, as a list of steps
  *
  * What saving and loading do is decided at each field: does it exist, how many
  * elements has it, where is it.  Here this was decided once; what remains is a
@@ -25,76 +25,62 @@
  */
 
 /**
- * VMStateFlatHow: what may be done with a section that is not as it was saved
+ * VMStateFlatState: what a section is, against what it was when it was saved
  */
-typedef enum VMStateFlatHow {
-    VMSTATE_FLAT_SAME,          /* nothing without a reset */
-    VMSTATE_FLAT_IN_PLACE,      /* it may be loaded without a reset */
-    VMSTATE_FLAT_ALONE,         /* so it may, which changes no other section */
-    VMSTATE_FLAT_CLOCK,         /* so it may, before others are looked at */
-} VMStateFlatHow;
-
-/**
- * VMStateFollowsHostFn: may a field differ from what was loaded?
- *
- * That is so of the time of day, if it is the host's.
- */
-typedef bool VMStateFollowsHostFn(const VMStateDescription *vmsd,
-                                  const char *field);
-
-/** vmstate_flat_new: a list without steps; the caller owns it */
-VMStateFlat *vmstate_flat_new(VMStateFollowsHostFn *follows_host);
+typedef enum VMStateFlatState {
+    VMSTATE_FLAT_AS_SAVED,
+    VMSTATE_FLAT_CHANGED,       /* vmstate_flat_load() puts it back */
+    VMSTATE_FLAT_NOT_IN_PLACE,  /* something in it must not be loaded so */
+    VMSTATE_FLAT_OTHER_FIELDS,  /* it does not consist of the same fields */
+} VMStateFlatState;
 
 /** vmstate_flat_free: free a list, or NULL */
 void vmstate_flat_free(VMStateFlat *flat);
 
 /**
- * vmstate_flat_add: append the steps of one section
- * @name: for traces; must live as long as @flat
+ * vmstate_flat_new: the steps of a section
  * @present: did vmstate_section_needed() say that it is to be saved?
- * @how: what may be done with it
  *
  * The state is taken as vmstate_save_state() leaves it, which must have been
  * called, if @present, with nothing having run in between.
  *
- * Returns: false if the section cannot be flattened
+ * Returns: the list, which the caller owns, or NULL if the section cannot be
+ *          flattened as it is now
  */
-bool vmstate_flat_add(VMStateFlat *flat, const char *name,
-                      const VMStateDescription *vmsd, void *opaque,
-                      bool present, VMStateFlatHow how);
+VMStateFlat *vmstate_flat_new(const VMStateDescription *vmsd, void *opaque,
+                              bool present);
 
 /**
- * vmstate_flat_add_ops: append a section that has no description
+ * vmstate_flat_new_ops: one step for a section that has no description
+ * @name: must live as long as the list
  *
- * It is serialised each time, and loaded in place if it changed.
+ * It is serialised each time.
  */
-void vmstate_flat_add_ops(VMStateFlat *flat, const char *name,
-                          const SaveVMHandlers *ops, void *opaque,
-                          int version_id);
+VMStateFlat *vmstate_flat_new_ops(const char *name, const SaveVMHandlers *ops,
+                                  void *opaque, int version_id);
 
 /**
- * vmstate_flat_check: find the sections that have to be loaded
+ * vmstate_flat_check: compare a section with what was saved
+ * @loaded: a field that follows the host may differ, as it was loaded
  *
- * To be called before RAM is put back, while devices are as their sections
- * tell.  Only the clock is put back by this, as others depend on it.
- *
- * Returns: false if loading without a reset is not enough: a section does not
- *          consist of the same fields any more, or may not be loaded
+ * To be called while a device is as its section tells, before RAM is put back.
  */
-bool vmstate_flat_check(VMStateFlat *flat);
+VMStateFlatState vmstate_flat_check(VMStateFlat *flat, bool loaded);
 
 /**
- * vmstate_flat_load: load the sections that vmstate_flat_check() found
+ * vmstate_flat_load: load what vmstate_flat_check() just found to be changed
  *
- * A section is loaded whole, as vmstate_load_state() would: with its hooks, and
- * without what the hooks and those of its subsections that are absent leave
- * alone.  Then it must be as it was saved; if others may have been changed by
- * that, they are looked at again, and loaded.
+ * That is done as vmstate_load_state() would: with its hooks, and without what
+ * the hooks and those of its subsections that are absent leave alone.
  *
- * Returns: false if that cannot be reached; then the machine must be reset, and
- *          everything loaded.  Each section that changed was loaded all the
- *          same, as far as it can be, so that devices agree with each other.
+ * Returns: false if a hook failed; the rest was loaded all the same
  */
 bool vmstate_flat_load(VMStateFlat *flat);
+
+/** vmstate_flat_keep: remember the clock's section, for vmstate_flat_undo() */
+void vmstate_flat_keep(VMStateFlat *flat);
+
+/** vmstate_flat_undo: put back what vmstate_flat_keep() remembered */
+void vmstate_flat_undo(VMStateFlat *flat);
 
 #endif /* MIGRATION_VMSTATE_FLAT_H */

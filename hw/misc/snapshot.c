@@ -306,6 +306,7 @@ static const VMStateDescription vmstate_snapshot_registers = {
 
 static const VMStateDescription vmstate_snapshot = {
     .name = "snapshot",
+    .restore = VMSTATE_RESTORE_IN_PLACE,
     .version_id = 1,
     .minimum_version_id = 1,
     .fields = (const VMStateField[]) {

@@ -1,0 +1,667 @@
+/*
+ * Device state in memory: save CPUs and devices, and put back what changed
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "hw/qdev-core.h"
+#include "migration/misc.h"
+#include "migration/register.h"
+#include "system/cpus.h"
+#include "system/hw_accel.h"
+#include "system/reset.h"
+#include "device-state.h"
+#include "memory-file.h"
+#include "savevm.h"
+#include "trace.h"
+#include "vmstate-flat.h"
+
+/*
+ * So often are sections loaded, or devices reset, because that changed others.
+ * Twice is enough where two devices change each other's interrupt lines.
+ */
+#define ROUNDS_MAX 3
+
+/*
+ * One for each registered handler but RAM's, in the list's order.  @idstr is a
+ * copy, for the handler may be gone when it is wanted.
+ */
+typedef struct DeviceSection {
+    SaveStateEntry *se;         /* valid while the image matches */
+    char *idstr;
+    int section_id;
+    bool present;
+    VMStateRestore restore;
+    DeviceState *root;          /* what is reset for it; NULL: nothing is */
+    size_t offset;              /* in the image's @data, in bytes */
+    size_t length;
+    VMStateFlat *flat;          /* NULL: what is serialised is compared */
+    char *reason;               /* it had to be reset, and why */
+
+    /* Of the present restore */
+    bool changed;               /* it has to be loaded */
+    bool after_reset;           /* after a reset of @root */
+    bool was_reset;
+} DeviceSection;
+
+struct DeviceStateImage {
+    GArray *sections;
+    unsigned clock;             /* the section of it */
+    DeviceStateWay way;
+    const char *reason;         /* of the last reset; a section's */
+    GByteArray *data;
+};
+
+static bool in_memory;
+
+bool qemu_device_state_in_memory(void)
+{
+    return in_memory;
+}
+
+typedef bool *InMemory;
+
+static void in_memory_end(InMemory *begun)
+{
+    **begun = false;
+}
+
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(InMemory, in_memory_end)
+
+static InMemory in_memory_begin(void)
+{
+    in_memory = true;
+    return &in_memory;
+}
+
+static bool se_has_state(const SaveStateEntry *se)
+{
+    return se->vmsd || (se->ops && se->ops->save_state);
+}
+
+/* @is_ram is set for all that has a part that is saved while the guest runs. */
+static bool se_is_guest_ram(const SaveStateEntry *se)
+{
+    return se->is_ram && !strcmp(se->idstr, "ram");
+}
+
+bool qemu_device_state_blocked(Error **errp)
+{
+    SaveStateEntry *se = NULL;
+
+    while ((se = qemu_savevm_next_entry(se))) {
+        if (se->is_ram && !se_is_guest_ram(se) &&
+            (!se->ops->is_active || se->ops->is_active(se->opaque))) {
+            error_setg(errp, "'%s' saves its state only to a migration stream",
+                       se->idstr);
+            return true;
+        }
+    }
+    return false;
+}
+
+bool qemu_device_state_has(const void *opaque)
+{
+    SaveStateEntry *se = NULL;
+
+    while ((se = qemu_savevm_next_entry(se))) {
+        if (se->opaque == opaque) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void device_section_clear(void *opaque)
+{
+    DeviceSection *section = opaque;
+
+    vmstate_flat_free(section->flat);
+    g_free(section->idstr);
+    g_free(section->reason);
+}
+
+static DeviceSection *section_at(const DeviceStateImage *image, unsigned i)
+{
+    return &g_array_index(image->sections, DeviceSection, i);
+}
+
+static bool se_present(const SaveStateEntry *se)
+{
+    return se_has_state(se) &&
+        (!se->vmsd || vmstate_section_needed(se->vmsd, se->opaque));
+}
+
+/* What vmstate_save() saves, without header and footer. */
+static bool se_save_body(QEMUFile *f, SaveStateEntry *se, Error **errp)
+{
+    if (!se->vmsd) {
+        (se->ops->save_in_memory ?: se->ops->save_state)(f, se->opaque);
+    } else if (vmstate_save_state_with_err(f, se->vmsd, se->opaque, NULL,
+                                           errp)) {
+        error_prepend(errp, "Saving '%s' failed: ", se->idstr);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * The smallest part of the machine that a reset knows and that has @dev in it.
+ * Some devices are reset by what they are attached to only, as those on USB.
+ */
+static DeviceState *find_root(DeviceState *dev)
+{
+    while (dev && !qemu_device_has_reset(dev)) {
+        dev = dev->parent_bus ? dev->parent_bus->parent : NULL;
+    }
+    return dev;
+}
+
+static bool is_inside(const DeviceState *dev, const DeviceState *root)
+{
+    while (dev && dev != root) {
+        dev = dev->parent_bus ? dev->parent_bus->parent : NULL;
+    }
+    return dev;
+}
+
+static bool section_save(DeviceStateImage *image, DeviceSection *section,
+                         Error **errp)
+{
+    bool ok = se_save_body(memory_file_write(), section->se, errp);
+    size_t length = 0;
+    const uint8_t *data = memory_file_written(section->section_id, &length);
+
+    if (ok && !data) {
+        error_setg(errp, "Saving '%s' failed", section->se->idstr);
+    } else if (ok) {
+        section->length = length - sizeof(uint32_t);
+        g_byte_array_append(image->data, data, length);
+    }
+    return ok && data;
+}
+
+static void section_flatten(DeviceSection *section)
+{
+    const SaveStateEntry *se = section->se;
+
+    vmstate_flat_free(section->flat);
+    section->flat = se->vmsd ?
+        vmstate_flat_new(se->vmsd, se->opaque, section->present) :
+        vmstate_flat_new_ops(section->idstr, se->ops, se->opaque,
+                             se->version_id);
+}
+
+static void section_init(DeviceSection *section)
+{
+    const SaveStateEntry *se = section->se;
+
+    section->idstr = g_strdup(se->idstr);
+    section->restore = se->vmsd ? se->vmsd->restore : se->ops->restore;
+    section->root = find_root(se->dev);
+    if (se_has_state(se)) {
+        section_flatten(section);
+    }
+    trace_qemu_device_state_section(section->idstr, section->restore,
+        section->root ? object_get_typename(OBJECT(section->root)) : "nothing",
+        section->flat);
+}
+
+DeviceStateImage *qemu_device_state_save(Error **errp)
+{
+    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
+    g_autoptr(DeviceStateImage) image = g_new0(DeviceStateImage, 1);
+    SaveStateEntry *se = NULL;
+
+    image->data = g_byte_array_new();
+    image->sections = g_array_new(false, false, sizeof(DeviceSection));
+    g_array_set_clear_func(image->sections, device_section_clear);
+    cpu_synchronize_all_states();
+
+    while ((se = qemu_savevm_next_entry(se))) {
+        DeviceSection section = {
+            .se = se,
+            .section_id = se->section_id,
+            .present = !se_is_guest_ram(se) && se_present(se),
+            .offset = image->data->len,
+        };
+
+        if (se_is_guest_ram(se)) {
+            continue;
+        }
+        if (section.present && !section_save(image, &section, errp)) {
+            return NULL;
+        }
+        section_init(&section);
+        if (section.restore == VMSTATE_RESTORE_CLOCK) {
+            image->clock = image->sections->len;
+        }
+        g_array_append_val(image->sections, section);
+    }
+    return g_steal_pointer(&image);
+}
+
+static bool has_section_id(int section_id)
+{
+    SaveStateEntry *se = NULL;
+
+    while ((se = qemu_savevm_next_entry(se))) {
+        if (se->section_id == section_id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool qemu_device_state_matches(const DeviceStateImage *image, Error **errp)
+{
+    SaveStateEntry *se = NULL;
+    unsigned i = 0;
+
+    while ((se = qemu_savevm_next_entry(se))) {
+        const DeviceSection *saved;
+
+        if (se_is_guest_ram(se)) {
+            continue;
+        }
+        if (i == image->sections->len) {
+            error_setg(errp, "'%s' was plugged after the save", se->idstr);
+            return false;
+        }
+        saved = section_at(image, i);
+        if (saved->section_id != se->section_id) {
+            /* Both are in the order of plugging: one of them has no match. */
+            if (has_section_id(saved->section_id)) {
+                error_setg(errp, "'%s' was plugged after the save", se->idstr);
+            } else {
+                error_setg(errp, "'%s' was unplugged after the save",
+                           saved->idstr);
+            }
+            return false;
+        }
+        i++;
+    }
+    if (i < image->sections->len) {
+        error_setg(errp, "'%s' was unplugged after the save",
+                   section_at(image, i)->idstr);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * Serialise a section as it is now, to the memory file.
+ *
+ * Returns: NULL if that fails
+ */
+static const uint8_t *section_now(const DeviceSection *section, size_t *length)
+{
+    QEMUFile *f = memory_file_write();
+    bool ok = !se_present(section->se) || se_save_body(f, section->se, NULL);
+    const uint8_t *now = memory_file_written(section->section_id, length);
+
+    *length -= now ? sizeof(uint32_t) : 0;
+    return ok ? now : NULL;
+}
+
+static bool section_serialises_as_saved(const DeviceStateImage *image,
+                                        const DeviceSection *section)
+{
+    size_t length = 0;
+    const uint8_t *now = section_now(section, &length);
+
+    return now && length == section->length &&
+        !memcmp(now, image->data->data + section->offset, length);
+}
+
+static VMStateFlatState section_check(const DeviceStateImage *image,
+                                      const DeviceSection *section, bool loaded)
+{
+    if (section->flat) {
+        return vmstate_flat_check(section->flat, loaded);
+    }
+    return section_serialises_as_saved(image, section) ?
+        VMSTATE_FLAT_AS_SAVED : VMSTATE_FLAT_OTHER_FIELDS;
+}
+
+static void first_field(const DeviceStateDifference *d, void *opaque)
+{
+    char **field = opaque;
+
+    if (!*field) {
+        *field = g_strdup(d->field);
+    }
+}
+
+/* Tell once for each section: to find the field takes longer than a restore. */
+static void tell_reason(DeviceStateImage *image, DeviceSection *section,
+                        DeviceStateWay way)
+{
+    if (!section->reason) {
+        g_autofree char *field = NULL;
+        DeviceStateDifference d = {
+            .section = section->idstr,
+            .vmsd = section->se->vmsd,
+            .saved = image->data->data + section->offset,
+            .saved_length = section->length,
+        };
+
+        d.found = section_now(section, &d.found_length);
+        if (section->restore == VMSTATE_RESTORE_AFTER_RESET) {
+            field = g_strdup("always");
+        } else if (d.vmsd && d.saved_length && d.found_length) {
+            vmstate_compare(&d, section->se->opaque, first_field, &field);
+        }
+        section->reason = g_strdup_printf("%s: %s", section->idstr,
+                                          field ?: "whole");
+    }
+    image->reason = section->reason;
+    trace_qemu_device_state_reset(section->reason,
+                                  way == DEVICE_STATE_RESET_MACHINE);
+}
+
+/*
+ * Find the sections that are not as they were saved, and those whose device has
+ * to be reset for that.
+ */
+static DeviceStateWay find_changed(DeviceStateImage *image, bool loaded,
+                                   bool *any)
+{
+    DeviceStateWay way = DEVICE_STATE_IN_PLACE;
+    unsigned i;
+
+    *any = false;
+    for (i = 0; i < image->sections->len; i++) {
+        DeviceSection *section = section_at(image, i);
+        VMStateFlatState state;
+
+        if (!se_has_state(section->se) || (section->after_reset && !loaded)) {
+            continue;
+        }
+        state = !loaded && section->restore == VMSTATE_RESTORE_AFTER_RESET ?
+            VMSTATE_FLAT_OTHER_FIELDS : section_check(image, section, loaded);
+        section->changed = state != VMSTATE_FLAT_AS_SAVED;
+        *any |= section->changed;
+        if (!section->changed ||
+            (state == VMSTATE_FLAT_CHANGED &&
+             section->restore >= VMSTATE_RESTORE_IN_PLACE)) {
+            continue;
+        }
+        section->after_reset = true;
+        if (!section->se->dev) {
+            tell_reason(image, section, DEVICE_STATE_RESET_MACHINE);
+            return DEVICE_STATE_RESET_MACHINE;
+        }
+        tell_reason(image, section, DEVICE_STATE_RESET_DEVICES);
+        way = DEVICE_STATE_RESET_DEVICES;
+    }
+    return way;
+}
+
+DeviceStateWay qemu_device_state_choose(DeviceStateImage *image)
+{
+    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
+    DeviceSection *clock = section_at(image, image->clock);
+    unsigned i;
+    bool any;
+
+    for (i = 0; i < image->sections->len; i++) {
+        section_at(image, i)->after_reset = section_at(image, i)->was_reset =
+            false;
+    }
+    /*
+     * All that KVM has is about to be written; but if it is in a nested guest
+     * and was not at the save, that is told by what is read here.
+     */
+    cpu_synchronize_all_states();
+    /* What is computed from the clock is compared at the time of the save. */
+    vmstate_flat_keep(clock->flat);
+    if (vmstate_flat_check(clock->flat, false) == VMSTATE_FLAT_CHANGED &&
+        !vmstate_flat_load(clock->flat)) {
+        image->way = DEVICE_STATE_RESET_MACHINE;
+    } else {
+        image->way = find_changed(image, false, &any);
+    }
+    if (image->way == DEVICE_STATE_RESET_MACHINE) {
+        qemu_device_state_unchoose(image);
+    }
+    return image->way;
+}
+
+void qemu_device_state_unchoose(DeviceStateImage *image)
+{
+    vmstate_flat_undo(section_at(image, image->clock)->flat);
+}
+
+/* Those inside are reset with it, and have to be loaded as well. */
+static void reset_root(DeviceStateImage *image, DeviceState *root)
+{
+    unsigned i;
+
+    for (i = 0; i < image->sections->len; i++) {
+        DeviceSection *section = section_at(image, i);
+
+        if (section->se->dev && is_inside(section->se->dev, root)) {
+            section->changed = section->after_reset = section->was_reset =
+                true;
+        }
+    }
+    qemu_device_reset(root, RESET_TYPE_SNAPSHOT_LOAD);
+}
+
+/* Is another device to be reset that this one is inside of? */
+static bool is_reset_by_other(const DeviceStateImage *image,
+                              const DeviceState *root)
+{
+    unsigned i;
+
+    for (i = 0; i < image->sections->len; i++) {
+        const DeviceSection *section = section_at(image, i);
+
+        if (section->after_reset && section->root && section->root != root &&
+            is_inside(root, section->root)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool qemu_device_state_reset(DeviceStateImage *image)
+{
+    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
+    DeviceStateWay way = DEVICE_STATE_RESET_DEVICES;
+    unsigned round, i;
+    bool any;
+
+    for (round = 0; way == DEVICE_STATE_RESET_DEVICES; round++) {
+        if (round == ROUNDS_MAX) {
+            return false;
+        }
+        for (i = 0; i < image->sections->len; i++) {
+            DeviceSection *section = section_at(image, i);
+
+            if (section->after_reset && !section->was_reset &&
+                section->root && !is_reset_by_other(image, section->root)) {
+                reset_root(image, section->root);
+            }
+        }
+        way = find_changed(image, false, &any);
+    }
+    return way != DEVICE_STATE_RESET_MACHINE;
+}
+
+static bool load_section(const DeviceStateImage *image,
+                         const DeviceSection *section, Error **errp)
+{
+    SaveStateEntry *se = section->se;
+    QEMUFile *f = memory_file_read(image->data->data + section->offset,
+                                   section->length + sizeof(uint32_t));
+    int ret = se->vmsd ?
+        vmstate_load_state(f, se->vmsd, se->opaque, se->version_id) :
+        (se->ops->load_in_memory ?: se->ops->load_state)(f, se->opaque,
+                                                         se->version_id);
+    bool all = memory_file_read_all(section->section_id);
+
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Loading '%s' failed", se->idstr);
+    } else if (!all) {
+        error_setg(errp, "Loading '%s' left or took bytes that are not its "
+                   "own", se->idstr);
+    }
+    return ret >= 0 && all;
+}
+
+/*
+ * A section that cannot be loaded does not keep those behind it from being
+ * loaded: a reset follows, which expects devices that agree with each other,
+ * as a bus does with the interrupts of its devices.
+ */
+static bool load_changed(DeviceStateImage *image, bool *others)
+{
+    bool ok = true;
+    unsigned i;
+
+    for (i = 0; i < image->sections->len; i++) {
+        DeviceSection *section = section_at(image, i);
+
+        if (!section->changed) {
+            continue;
+        }
+        trace_qemu_device_state_load(section->idstr, section->after_reset);
+        *others |= section->restore != VMSTATE_RESTORE_ALONE;
+        if (!section->after_reset) {
+            ok &= vmstate_flat_load(section->flat);
+        } else if (section->present) {
+            ok &= load_section(image, section, NULL);
+        }
+        /*
+         * A subsection that was absent is not loaded; if there is need of it
+         * afterwards, only a reset clears what it stands for.
+         */
+        switch (section_check(image, section, true)) {
+        case VMSTATE_FLAT_AS_SAVED:
+            break;
+        case VMSTATE_FLAT_CHANGED:
+            /* Perhaps for what follows: loaded again, it may stay. */
+            *others = true;
+            break;
+        default:
+            ok = false;
+        }
+    }
+    return ok;
+}
+
+/* After a reset, pointers and lengths may be others that are as good. */
+static void flatten_again(DeviceStateImage *image)
+{
+    unsigned i;
+
+    for (i = 0; i < image->sections->len; i++) {
+        DeviceSection *section = section_at(image, i);
+
+        if (se_has_state(section->se) &&
+            (!section->flat ||
+             vmstate_flat_check(section->flat, true) > VMSTATE_FLAT_CHANGED) &&
+            section_serialises_as_saved(image, section)) {
+            section_flatten(section);
+        }
+    }
+}
+
+bool qemu_device_state_load_changed(DeviceStateImage *image)
+{
+    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
+    bool others, any = true;
+    unsigned round;
+
+    for (round = 0; any; round++) {
+        if (round == ROUNDS_MAX) {
+            return false;
+        }
+        others = false;
+        if (!load_changed(image, &others)) {
+            return false;
+        }
+        any = false;
+        if (others &&
+            find_changed(image, true, &any) != DEVICE_STATE_IN_PLACE) {
+            return false;
+        }
+    }
+    if (image->way != DEVICE_STATE_IN_PLACE) {
+        flatten_again(image);
+    }
+    cpu_synchronize_all_post_init();
+    return true;
+}
+
+bool qemu_device_state_load(DeviceStateImage *image, Error **errp)
+{
+    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
+    unsigned i;
+
+    cpu_synchronize_all_pre_loadvm();
+    for (i = 0; i < image->sections->len; i++) {
+        const DeviceSection *section = section_at(image, i);
+
+        if (section->present && !load_section(image, section, errp)) {
+            return false;
+        }
+    }
+    flatten_again(image);
+    cpu_synchronize_all_post_init();
+    return true;
+}
+
+void qemu_device_state_verify(const DeviceStateImage *image,
+                              DeviceStateDifferenceFn *fn, void *opaque)
+{
+    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
+    unsigned i;
+
+    cpu_synchronize_all_states();
+
+    for (i = 0; i < image->sections->len; i++) {
+        const DeviceSection *section = section_at(image, i);
+        DeviceStateDifference d = {
+            .section = section->idstr,
+            .instance = section->se->instance_id,
+            .vmsd = section->se->vmsd,
+            .saved = image->data->data + section->offset,
+            .saved_length = section->length,
+        };
+
+        d.found = section_now(section, &d.found_length);
+        if (d.found_length == d.saved_length &&
+            !memcmp(d.found, d.saved, d.saved_length)) {
+            continue;
+        }
+        if (d.vmsd && d.saved_length && d.found_length) {
+            vmstate_compare(&d, section->se->opaque, fn, opaque);
+        } else {
+            fn(&d, opaque);
+        }
+    }
+}
+
+const char *qemu_device_state_reason(const DeviceStateImage *image)
+{
+    return image->reason;
+}
+
+size_t qemu_device_state_size(const DeviceStateImage *image)
+{
+    return image->data->len;
+}
+
+void qemu_device_state_free(DeviceStateImage *image)
+{
+    if (image) {
+        g_array_unref(image->sections);
+        g_byte_array_unref(image->data);
+        g_free(image);
+    }
+}
