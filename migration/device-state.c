@@ -38,7 +38,7 @@ typedef struct DeviceSection {
     size_t offset;              /* in the image's @data, in bytes */
     size_t length;
     VMStateFlat *flat;          /* NULL: what is serialised is compared */
-    char *reason;               /* it had to be reset, and why */
+    char *field;                /* the first that was seen to differ */
 
     /* Of the present restore */
     bool changed;               /* it has to be loaded */
@@ -50,7 +50,7 @@ struct DeviceStateImage {
     GArray *sections;
     unsigned clock;             /* the section of it */
     DeviceStateWay way;
-    const char *reason;         /* of the last reset; a section's */
+    char *reason;               /* of the last reset */
     GByteArray *data;
 };
 
@@ -120,7 +120,7 @@ static void device_section_clear(void *opaque)
 
     vmstate_flat_free(section->flat);
     g_free(section->idstr);
-    g_free(section->reason);
+    g_free(section->field);
 }
 
 static DeviceSection *section_at(const DeviceStateImage *image, unsigned i)
@@ -147,13 +147,19 @@ static bool se_save_body(QEMUFile *f, SaveStateEntry *se, Error **errp)
     return true;
 }
 
+/* Where a bus takes one device, the two are one, as a device of virtio is. */
+static bool is_part_of_parent(const DeviceState *dev)
+{
+    return dev->parent_bus && BUS_GET_CLASS(dev->parent_bus)->max_dev == 1;
+}
+
 /*
  * The smallest part of the machine that a reset knows and that has @dev in it.
  * Some devices are reset by what they are attached to only, as those on USB.
  */
 static DeviceState *find_root(DeviceState *dev)
 {
-    while (dev && !qemu_device_has_reset(dev)) {
+    while (dev && (is_part_of_parent(dev) || !qemu_device_has_reset(dev))) {
         dev = dev->parent_bus ? dev->parent_bus->parent : NULL;
     }
     return dev;
@@ -316,14 +322,32 @@ static bool section_serialises_as_saved(const DeviceStateImage *image,
         !memcmp(now, image->data->data + section->offset, length);
 }
 
+/*
+ * Once loaded, a section that is not flat is trusted to be as it was saved, as
+ * all are after a reset of the machine.  After a reset, pointers and lengths may
+ * be others that are as good: then the list of steps is made anew, as it is of a
+ * section that could not be flat when it was saved.
+ */
 static VMStateFlatState section_check(const DeviceStateImage *image,
-                                      const DeviceSection *section, bool loaded)
+                                      DeviceSection *section, bool loaded)
 {
+    VMStateFlatState state = VMSTATE_FLAT_AS_SAVED;
+
     if (section->flat) {
-        return vmstate_flat_check(section->flat, loaded);
+        state = vmstate_flat_check(section->flat, loaded);
+    } else if (!loaded && !section_serialises_as_saved(image, section)) {
+        state = VMSTATE_FLAT_OTHER_FIELDS;
     }
-    return section_serialises_as_saved(image, section) ?
-        VMSTATE_FLAT_AS_SAVED : VMSTATE_FLAT_OTHER_FIELDS;
+    if (loaded && section->after_reset &&
+        (state > VMSTATE_FLAT_CHANGED ||
+         (!section->flat && section->restore != VMSTATE_RESTORE_AFTER_RESET))) {
+        if (!section_serialises_as_saved(image, section)) {
+            return VMSTATE_FLAT_CHANGED;
+        }
+        section_flatten(section);
+        state = VMSTATE_FLAT_AS_SAVED;
+    }
+    return state;
 }
 
 static void first_field(const DeviceStateDifference *d, void *opaque)
@@ -335,30 +359,34 @@ static void first_field(const DeviceStateDifference *d, void *opaque)
     }
 }
 
-/* Tell once for each section: to find the field takes longer than a restore. */
-static void tell_reason(DeviceStateImage *image, DeviceSection *section,
-                        DeviceStateWay way)
+/* To find the field takes longer than a restore: once for each section */
+static const char *find_field(const DeviceStateImage *image,
+                              DeviceSection *section)
 {
-    if (!section->reason) {
-        g_autofree char *field = NULL;
-        DeviceStateDifference d = {
-            .section = section->idstr,
-            .vmsd = section->se->vmsd,
-            .saved = image->data->data + section->offset,
-            .saved_length = section->length,
-        };
+    DeviceStateDifference d = {
+        .section = section->idstr,
+        .vmsd = section->se->vmsd,
+        .saved = image->data->data + section->offset,
+        .saved_length = section->length,
+    };
 
+    if (!section->field) {
         d.found = section_now(section, &d.found_length);
-        if (section->restore == VMSTATE_RESTORE_AFTER_RESET) {
-            field = g_strdup("always");
-        } else if (d.vmsd && d.saved_length && d.found_length) {
-            vmstate_compare(&d, section->se->opaque, first_field, &field);
+        if (d.vmsd && d.saved_length && d.found_length) {
+            vmstate_compare(&d, section->se->opaque, first_field,
+                            &section->field);
         }
-        section->reason = g_strdup_printf("%s: %s", section->idstr,
-                                          field ?: "whole");
+        section->field = section->field ?: g_strdup("not as it was saved");
     }
-    image->reason = section->reason;
-    trace_qemu_device_state_reset(section->reason,
+    return section->field;
+}
+
+static void tell_reason(DeviceStateImage *image, const char *section,
+                        const char *what, DeviceStateWay way)
+{
+    g_free(image->reason);
+    image->reason = g_strdup_printf("%s: %s", section, what);
+    trace_qemu_device_state_reset(image->reason,
                                   way == DEVICE_STATE_RESET_MACHINE);
 }
 
@@ -390,12 +418,15 @@ static DeviceStateWay find_changed(DeviceStateImage *image, bool loaded,
             continue;
         }
         section->after_reset = true;
-        if (!section->se->dev) {
-            tell_reason(image, section, DEVICE_STATE_RESET_MACHINE);
-            return DEVICE_STATE_RESET_MACHINE;
+        way = section->se->dev ? DEVICE_STATE_RESET_DEVICES :
+            DEVICE_STATE_RESET_MACHINE;
+        tell_reason(image, section->idstr,
+                    loaded ? "does not stay as it was saved" :
+                    section->restore == VMSTATE_RESTORE_AFTER_RESET ? "always" :
+                    find_field(image, section), way);
+        if (way == DEVICE_STATE_RESET_MACHINE) {
+            break;
         }
-        tell_reason(image, section, DEVICE_STATE_RESET_DEVICES);
-        way = DEVICE_STATE_RESET_DEVICES;
     }
     return way;
 }
@@ -548,27 +579,12 @@ static bool load_changed(DeviceStateImage *image, bool *others)
             *others = true;
             break;
         default:
+            tell_reason(image, section->idstr, "cannot be loaded so",
+                        DEVICE_STATE_RESET_MACHINE);
             ok = false;
         }
     }
     return ok;
-}
-
-/* After a reset, pointers and lengths may be others that are as good. */
-static void flatten_again(DeviceStateImage *image)
-{
-    unsigned i;
-
-    for (i = 0; i < image->sections->len; i++) {
-        DeviceSection *section = section_at(image, i);
-
-        if (se_has_state(section->se) &&
-            (!section->flat ||
-             vmstate_flat_check(section->flat, true) > VMSTATE_FLAT_CHANGED) &&
-            section_serialises_as_saved(image, section)) {
-            section_flatten(section);
-        }
-    }
 }
 
 bool qemu_device_state_load_changed(DeviceStateImage *image)
@@ -579,6 +595,8 @@ bool qemu_device_state_load_changed(DeviceStateImage *image)
 
     for (round = 0; any; round++) {
         if (round == ROUNDS_MAX) {
+            tell_reason(image, "some", "do not stay as they were loaded",
+                        DEVICE_STATE_RESET_MACHINE);
             return false;
         }
         others = false;
@@ -590,9 +608,6 @@ bool qemu_device_state_load_changed(DeviceStateImage *image)
             find_changed(image, true, &any) != DEVICE_STATE_IN_PLACE) {
             return false;
         }
-    }
-    if (image->way != DEVICE_STATE_IN_PLACE) {
-        flatten_again(image);
     }
     cpu_synchronize_all_post_init();
     return true;
@@ -611,7 +626,14 @@ bool qemu_device_state_load(DeviceStateImage *image, Error **errp)
             return false;
         }
     }
-    flatten_again(image);
+    for (i = 0; i < image->sections->len; i++) {
+        DeviceSection *section = section_at(image, i);
+
+        section->after_reset = true;
+        if (se_has_state(section->se)) {
+            section_check(image, section, true);
+        }
+    }
     cpu_synchronize_all_post_init();
     return true;
 }
@@ -662,6 +684,7 @@ void qemu_device_state_free(DeviceStateImage *image)
     if (image) {
         g_array_unref(image->sections);
         g_byte_array_unref(image->data);
+        g_free(image->reason);
         g_free(image);
     }
 }

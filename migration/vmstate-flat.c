@@ -14,7 +14,6 @@
 #define STREAM_END 0x5b5d5b5d
 
 typedef enum StepKind {
-    STEP_PART,      /* the next one begins at @next */
     STEP_PRE_SAVE,  /* of @vmsd */
     STEP_NEEDED,    /* @vmsd's needed() must say @expected */
     STEP_EXISTS,    /* @field's field_exists() must say @expected */
@@ -28,13 +27,10 @@ typedef enum StepKind {
 
 typedef struct Step {
     uint8_t kind;               /* StepKind */
-    bool in_place;              /* of a STEP_PART: it may be loaded */
-    bool changed;               /* of a STEP_PART: it has to be loaded */
     bool follows_host;          /* of state: loading need not bring it back */
     union {
         int version_id;
         bool expected;
-        unsigned next;
         unsigned size;          /* in bytes, of a STEP_STREAM's element */
     };
     int field_version;          /* of a STEP_EXISTS */
@@ -48,9 +44,46 @@ typedef struct Step {
     unsigned length;            /* of that, in bytes */
 } Step;
 
+/*
+ * Bytes between two ranges that may be read: fewer than an allocator, or a
+ * sanitizer, leaves between two objects.  Other threads may write to them.
+ */
+#ifdef CONFIG_TSAN
+#define GAP_MAX 0
+#else
+#define GAP_MAX 15
+#endif
+
+/* From here on memcmp() is faster than what can leave gaps out. */
+#define LARGE 512
+
+/*
+ * Memory of several steps that lie close to each other, compared at once: a
+ * device has hundreds of fields, and most are not next to each other in the
+ * stream and in memory both.
+ */
+typedef struct Range {
+    const uint8_t *ptr;
+    unsigned length;
+    unsigned data;              /* what is to be there: offset in @expected */
+    bool has_gaps;              /* @mask tells what is compared */
+} Range;
+
+/* What is loaded whole, if it changed.  Of each array, the first and the end */
+typedef struct Part {
+    bool in_place;              /* it may be loaded without a reset */
+    bool changed;               /* it has to be loaded */
+    unsigned steps, steps_end;
+    unsigned checks, checks_end;
+    unsigned ranges, ranges_end;
+} Part;
+
 struct VMStateFlat {
+    GArray *parts;
     GArray *steps;
-    unsigned part;              /* the last STEP_PART */
+    GArray *checks;             /* those steps that compare, but for ranges */
+    GArray *ranges;
+    GByteArray *expected, *mask;
     bool field_follows_host;    /* the field that is being added */
     bool failed;
     GByteArray *data;
@@ -65,7 +98,12 @@ static VMStateFlat *flat_new(void)
 {
     VMStateFlat *flat = g_new0(VMStateFlat, 1);
 
+    flat->parts = g_array_new(false, false, sizeof(Part));
     flat->steps = g_array_new(false, false, sizeof(Step));
+    flat->checks = g_array_new(false, false, sizeof(Step));
+    flat->ranges = g_array_new(false, false, sizeof(Range));
+    flat->expected = g_byte_array_new();
+    flat->mask = g_byte_array_new();
     flat->data = g_byte_array_new();
     flat->undo = g_byte_array_new();
     flat->tmps = g_ptr_array_new_with_free_func(g_free);
@@ -75,7 +113,12 @@ static VMStateFlat *flat_new(void)
 void vmstate_flat_free(VMStateFlat *flat)
 {
     if (flat) {
+        g_array_unref(flat->parts);
         g_array_unref(flat->steps);
+        g_array_unref(flat->checks);
+        g_array_unref(flat->ranges);
+        g_byte_array_unref(flat->expected);
+        g_byte_array_unref(flat->mask);
         g_byte_array_unref(flat->data);
         g_byte_array_unref(flat->undo);
         g_ptr_array_unref(flat->tmps);
@@ -95,15 +138,83 @@ static Step *add_step(VMStateFlat *flat, StepKind kind, void *ptr)
     return &g_array_index(flat->steps, Step, flat->steps->len - 1);
 }
 
-static void end_part(VMStateFlat *flat)
+static int compare_ptrs(const void *a, const void *b)
 {
-    g_array_index(flat->steps, Step, flat->part).next = flat->steps->len;
+    const Step *sa = *(const Step **)a, *sb = *(const Step **)b;
+
+    return (sa->ptr > sb->ptr) - (sa->ptr < sb->ptr);
+}
+
+static void append_bytes(GByteArray *array, uint8_t value, unsigned n)
+{
+    g_byte_array_set_size(array, array->len + n);
+    memset(array->data + array->len - n, value, n);
+}
+
+static void add_to_ranges(VMStateFlat *flat, const Step *step, Range *range)
+{
+    const uint8_t *ptr = step->ptr;
+    size_t gap = ptr - range->ptr - range->length;
+
+    if (!range->ptr || ptr < range->ptr + range->length || gap > GAP_MAX ||
+        (gap && MAX(step->length, range->length) >= LARGE)) {
+        if (range->ptr) {
+            g_array_append_val(flat->ranges, *range);
+        }
+        *range = (Range) { .ptr = ptr, .data = flat->expected->len };
+        gap = 0;
+    }
+    append_bytes(flat->expected, 0, gap);
+    append_bytes(flat->mask, 0, gap);
+    g_byte_array_append(flat->expected, flat->data->data + step->data,
+                        step->length);
+    append_bytes(flat->mask, 0xff, step->length);
+    range->has_gaps |= gap;
+    range->length += gap + step->length;
 }
 
 static void begin_part(VMStateFlat *flat, bool in_place)
 {
-    add_step(flat, STEP_PART, NULL)->in_place = in_place;
-    flat->part = flat->steps->len - 1;
+    Part part = { .in_place = in_place, .steps = flat->steps->len };
+
+    g_array_append_val(flat->parts, part);
+}
+
+static Part *last_part(VMStateFlat *flat)
+{
+    return &g_array_index(flat->parts, Part, flat->parts->len - 1);
+}
+
+static void end_part(VMStateFlat *flat)
+{
+    g_autoptr(GPtrArray) memory = g_ptr_array_new();
+    Part *part = last_part(flat);
+    Range range = { };
+    unsigned i;
+
+    part->steps_end = flat->steps->len;
+    part->checks = flat->checks->len;
+    for (i = part->steps; i < part->steps_end; i++) {
+        Step *step = &g_array_index(flat->steps, Step, i);
+
+        if (step->kind == STEP_MEMORY && !step->follows_host) {
+            g_ptr_array_add(memory, step);
+        } else if (step->kind != STEP_PRE_LOAD &&
+                   step->kind != STEP_POST_LOAD) {
+            g_array_append_val(flat->checks, *step);
+        }
+    }
+    part->checks_end = flat->checks->len;
+
+    g_ptr_array_sort(memory, compare_ptrs);
+    part->ranges = flat->ranges->len;
+    for (i = 0; i < memory->len; i++) {
+        add_to_ranges(flat, memory->pdata[i], &range);
+    }
+    if (range.ptr) {
+        g_array_append_val(flat->ranges, range);
+    }
+    part->ranges_end = flat->ranges->len;
 }
 
 static void add_hook(VMStateFlat *flat, StepKind kind, void *opaque,
@@ -131,7 +242,7 @@ static void add_memory(VMStateFlat *flat, StepKind kind, void *ptr,
     if (!length) {
         return;
     }
-    if (last->kind == kind && last->ptr + last->length == ptr &&
+    if (flat->steps->len > last_part(flat)->steps && last->kind == kind && last->ptr + last->length == ptr &&
         last->follows_host == flat->field_follows_host &&
         last->data + last->length == flat->data->len) {
         g_byte_array_append(flat->data, ptr, length);
@@ -195,7 +306,7 @@ static void add_tmp(VMStateFlat *flat, void *ptr, size_t size,
 
 static void add_parts(VMStateFlat *flat, void *ptr, const VMStateField *field)
 {
-    bool in_place = g_array_index(flat->steps, Step, flat->part).in_place;
+    bool in_place = last_part(flat)->in_place;
 
     if (!field->info->flatten(flat, ptr)) {
         flat->failed = true;
@@ -227,7 +338,7 @@ static void add_element(VMStateFlat *flat, void *ptr, size_t size,
         Step *step = add_step(flat, STEP_STREAM, ptr);
 
         if (appends(field->info)) {
-            g_array_index(flat->steps, Step, flat->part).in_place = false;
+            last_part(flat)->in_place = false;
         }
         /* If it could not be saved now, it will not be as it was then. */
         step->field = field;
@@ -469,68 +580,94 @@ static bool memory_is(const void *ptr, const uint8_t *data, unsigned length)
     }
 }
 
-/*
- * Take all decisions again, as a save would.
- *
- * Returns: false if one has another result; else @changed tells whether what
- *          would be saved is something else, but for what follows the host if
- *          @loaded
- */
-static bool part_check(VMStateFlat *flat, unsigned first, bool loaded,
-                       bool *changed)
+static uint64_t word_differs(const Range *range, const uint8_t *expected,
+                             const uint8_t *mask, unsigned i)
 {
-    const Step *steps = &g_array_index(flat->steps, Step, 0);
+    return (ldq_he_p(range->ptr + i) ^ ldq_he_p(expected + i)) &
+        ldq_he_p(mask + i);
+}
+
+static bool range_differs(const VMStateFlat *flat, const Range *range)
+{
+    const uint8_t *expected = flat->expected->data + range->data;
+    const uint8_t *mask = flat->mask->data + range->data;
+    uint64_t differs = 0;
     unsigned i;
 
-    *changed = false;
-    for (i = first; i < steps[first].next; i++) {
-        const Step *step = &steps[i];
-        const uint8_t *data = flat->data->data + step->data;
-        const uint8_t *now;
-        bool differs = false;
-        size_t length;
+    if (!range->has_gaps) {
+        return !memory_is(range->ptr, expected, range->length);
+    }
+    for (i = 0; i + 8 <= range->length; i += 8) {
+        differs |= word_differs(range, expected, mask, i);
+    }
+    if (i && i < range->length) {
+        return differs |
+            word_differs(range, expected, mask, range->length - 8);
+    }
+    for (; i < range->length; i++) {
+        differs |= (range->ptr[i] ^ expected[i]) & mask[i];
+    }
+    return differs;
+}
 
-        switch (step->kind) {
-        case STEP_PRE_SAVE:
-            if (step->vmsd->pre_save(step->ptr)) {
-                return false;
-            }
-            break;
-        case STEP_NEEDED:
-            if (step->vmsd->needed(step->ptr) != step->expected) {
-                return false;
-            }
-            break;
-        case STEP_EXISTS:
-            if (step->field->field_exists(step->ptr, step->field_version) !=
-                step->expected) {
-                return false;
-            }
-            break;
-        case STEP_SAME:
-            if (!memory_is(step->ptr, data, step->length)) {
-                return false;
-            }
-            break;
-        case STEP_MEMORY:
-            differs = !memory_is(step->ptr, data, step->length);
-            break;
-        case STEP_TIMER:
-            differs = timer_expire_time_ns(step->ptr) != ldq_he_p(data);
-            break;
-        case STEP_STREAM:
-            now = stream_now(step->ptr, step->size, step->field, &length);
-            if (!now) {
-                return false;
-            }
-            differs = length != step->length || memcmp(now, data, length);
-            break;
-        case STEP_PART:
-        case STEP_PRE_LOAD:
-        case STEP_POST_LOAD:
-            break;
+/* Returns: false if a decision has another result */
+static bool do_check(const VMStateFlat *flat, const Step *step, bool *differs)
+{
+    const uint8_t *data = flat->data->data + step->data;
+    const uint8_t *now;
+    size_t length;
+
+    switch (step->kind) {
+    case STEP_PRE_SAVE:
+        return !step->vmsd->pre_save(step->ptr);
+    case STEP_NEEDED:
+        return step->vmsd->needed(step->ptr) == step->expected;
+    case STEP_EXISTS:
+        return step->field->field_exists(step->ptr, step->field_version) ==
+            step->expected;
+    case STEP_SAME:
+        return memory_is(step->ptr, data, step->length);
+    case STEP_MEMORY:
+        *differs = !memory_is(step->ptr, data, step->length);
+        return true;
+    case STEP_TIMER:
+        *differs = timer_expire_time_ns(step->ptr) != ldq_he_p(data);
+        return true;
+    case STEP_STREAM:
+        now = stream_now(step->ptr, step->size, step->field, &length);
+        *differs = now &&
+            (length != step->length || memcmp(now, data, length));
+        return now;
+    default:
+        g_assert_not_reached();
+    }
+}
+
+/*
+ * Take all decisions again, as a save would, and compare.
+ *
+ * Returns: false if a decision has another result; else @part->changed tells
+ *          whether what would be saved is something else, but for what follows
+ *          the host if @loaded
+ */
+static bool part_check(VMStateFlat *flat, Part *part, bool loaded)
+{
+    const Step *checks = &g_array_index(flat->checks, Step, 0);
+    const Range *ranges = &g_array_index(flat->ranges, Range, 0);
+    unsigned i;
+
+    part->changed = false;
+    for (i = part->checks; i < part->checks_end; i++) {
+        bool differs = false;
+
+        if (!do_check(flat, &checks[i], &differs)) {
+            return false;
         }
-        *changed |= differs && !(loaded && step->follows_host);
+        part->changed |= differs && !(loaded && checks[i].follows_host);
+    }
+    /* Last, as some lie behind pointers that were checked just now */
+    for (i = part->ranges; i < part->ranges_end && !part->changed; i++) {
+        part->changed = range_differs(flat, &ranges[i]);
     }
     return true;
 }
@@ -557,13 +694,13 @@ static bool stream_load(VMStateFlat *flat, const Step *step)
 }
 
 /* @from is laid out as @flat->data, whose streams are loaded in any case. */
-static bool part_load(VMStateFlat *flat, unsigned first,
+static bool part_load(VMStateFlat *flat, const Part *part,
                       const GByteArray *from)
 {
     const Step *steps = &g_array_index(flat->steps, Step, 0);
     unsigned i;
 
-    for (i = first; i < steps[first].next; i++) {
+    for (i = part->steps; i < part->steps_end; i++) {
         const Step *step = &steps[i];
         const uint8_t *data = from->data + step->data;
 
@@ -594,7 +731,6 @@ static bool part_load(VMStateFlat *flat, unsigned first,
                 return false;
             }
             break;
-        case STEP_PART:
         case STEP_PRE_SAVE:
         case STEP_NEEDED:
         case STEP_EXISTS:
@@ -606,17 +742,18 @@ static bool part_load(VMStateFlat *flat, unsigned first,
 
 VMStateFlatState vmstate_flat_check(VMStateFlat *flat, bool loaded)
 {
-    Step *steps = &g_array_index(flat->steps, Step, 0);
     VMStateFlatState state = VMSTATE_FLAT_AS_SAVED;
     unsigned i;
 
-    for (i = 0; i < flat->steps->len; i = steps[i].next) {
-        if (!part_check(flat, i, loaded, &steps[i].changed)) {
+    for (i = 0; i < flat->parts->len; i++) {
+        Part *part = &g_array_index(flat->parts, Part, i);
+
+        if (!part_check(flat, part, loaded)) {
             return VMSTATE_FLAT_OTHER_FIELDS;
         }
-        if (steps[i].changed && !steps[i].in_place) {
+        if (part->changed && !part->in_place) {
             state = VMSTATE_FLAT_NOT_IN_PLACE;
-        } else if (steps[i].changed && state == VMSTATE_FLAT_AS_SAVED) {
+        } else if (part->changed && state == VMSTATE_FLAT_AS_SAVED) {
             state = VMSTATE_FLAT_CHANGED;
         }
     }
@@ -625,12 +762,13 @@ VMStateFlatState vmstate_flat_check(VMStateFlat *flat, bool loaded)
 
 bool vmstate_flat_load(VMStateFlat *flat)
 {
-    const Step *steps = &g_array_index(flat->steps, Step, 0);
     bool ok = true;
     unsigned i;
 
-    for (i = 0; i < flat->steps->len; i = steps[i].next) {
-        ok &= !steps[i].changed || part_load(flat, i, flat->data);
+    for (i = 0; i < flat->parts->len; i++) {
+        const Part *part = &g_array_index(flat->parts, Part, i);
+
+        ok &= !part->changed || part_load(flat, part, flat->data);
     }
     return ok;
 }
@@ -656,5 +794,5 @@ void vmstate_flat_keep(VMStateFlat *flat)
 
 void vmstate_flat_undo(VMStateFlat *flat)
 {
-    part_load(flat, 0, flat->undo);
+    part_load(flat, last_part(flat), flat->undo);
 }

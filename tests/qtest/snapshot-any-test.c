@@ -8,7 +8,8 @@
  *
  * Catches, in any device: what a restore or a save ends QEMU by, or hangs in;
  * a machine that was saved and cannot be restored, after a reset as well; state
- * or RAM that is not as it was saved; memory that each restore takes more of.
+ * or RAM that is not as it was saved; what no section tells, and a restore does
+ * not put back; memory that each restore takes more of.
  *
  * A process of its own does that to each device, so that the others have their
  * turn whatever becomes of one.  What ends QEMU is run again without a save or
@@ -355,6 +356,8 @@ static G_NORETURN void session(const Case *c, const char *args,
             _exit(GONE);
         }
     }
+    size = make_input(case_seed, first, data, sizeof(data));
+    snapshot_any_behaviour(&a, data, size);
     if (c->growth && !has_only_input && n_inputs) {
         size = make_input(case_seed, first, data, sizeof(data));
         if (snapshots) {

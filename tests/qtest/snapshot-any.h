@@ -60,6 +60,7 @@ struct SnapshotAny {
     size_t size, next;
     size_t record, used;
     uint64_t random;
+    uint64_t seen;              /* a hash of what accesses have read */
 };
 
 /**
@@ -79,6 +80,16 @@ char *snapshot_any_set_up(SnapshotAny *a);
 bool snapshot_any_input(SnapshotAny *a, const uint8_t *data, size_t size);
 
 #define SNAPSHOT_ANY_RECORD     16
+
+/**
+ * snapshot_any_behaviour: does the machine do the same after each restore?
+ *
+ * That tells what its sections do not.  Accesses after a restore have to read
+ * what they read after an earlier one, whatever was done between.  A machine
+ * that does not do so even if nothing was done is left out: it has something to
+ * do with the host.
+ */
+void snapshot_any_behaviour(SnapshotAny *a, const uint8_t *data, size_t size);
 
 /**
  * snapshot_any_restores: restore a machine that @data made @n times

@@ -104,6 +104,9 @@ static void snapshot_any_fuzz(QTestState *s, const unsigned char *data,
                               size_t size)
 {
     snapshot_any_input(&any, data, size);
+    if (size && !(data[0] & 0x38)) {
+        snapshot_any_behaviour(&any, data, size);
+    }
 }
 
 static void register_snapshot_any_target(void)

@@ -1,0 +1,218 @@
+/*
+ * Test of the snapshot device: what a restore resets
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "libqtest.h"
+#include "hw/pci/pci_regs.h"
+#include "qobject/qdict.h"
+#include "snapshot-utils.h"
+
+#define RESTORES        5
+
+/* e1000's registers */
+#define RDTR            0x2820
+#define TDBAL           0x3800
+
+static void assert_resets(SnapshotVM *vm, unsigned devices, unsigned machine)
+{
+    QDict *info = snapshot_query(vm);
+
+    if (qdict_haskey(info, "reset-reason")) {
+        g_test_message("%s", qdict_get_str(info, "reset-reason"));
+    }
+    g_assert_cmpuint(qdict_get_int(info, "device-resets"), ==, devices);
+    g_assert_cmpuint(qdict_get_int(info, "machine-resets"), ==, machine);
+    g_assert_cmpuint(qdict_get_int(info, "mismatched"), ==, 0);
+    qobject_unref(info);
+}
+
+static void assert_reason(SnapshotVM *vm, const char *section,
+                          const char *field)
+{
+    QDict *info = snapshot_query(vm);
+    const char *reason = qdict_get_str(info, "reset-reason");
+
+    g_assert_nonnull(strstr(reason, section));
+    g_assert_true(g_str_has_suffix(reason, field));
+    qobject_unref(info);
+}
+
+/*
+ * Catches: a device that every machine has and that makes each restore slow,
+ * whatever the guest does.
+ */
+static void test_default(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -rtc clock=vm",
+                                       (const char *)machine);
+    unsigned i;
+
+    snapshot_save(vm, 0);
+    for (i = 0; i < RESTORES; i++) {
+        qtest_writel(vm->qts, 0x100000, i);
+        snapshot_restore(vm, 0);
+        g_assert_cmphex(qtest_readl(vm->qts, 0x100000), ==, 0);
+    }
+    assert_resets(vm, 0, 0);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: a device that is not as it was saved and is left so; one that makes
+ * the whole machine be reset; one that is reset for ever after; a wrong reason.
+ */
+static void test_changed(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm -device e1000,addr=8",
+                                       (const char *)machine);
+    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+    unsigned i;
+    QPCIBar bar;
+
+    qpci_device_enable(dev);
+    bar = qpci_iomap(dev, 0, NULL);
+    qpci_io_writel(dev, bar, RDTR, 0x1234);
+    snapshot_save(vm, 0);
+    for (i = 0; i < RESTORES; i++) {
+        qpci_io_writel(dev, bar, RDTR, i);
+        qpci_io_writel(dev, bar, TDBAL, i << 4);
+        snapshot_restore(vm, 0);
+        g_assert_cmphex(qpci_io_readl(dev, bar, RDTR), ==, 0x1234);
+        g_assert_cmphex(qpci_io_readl(dev, bar, TDBAL), ==, 0);
+        assert_resets(vm, i + 1, 0);
+    }
+    assert_reason(vm, "e1000", ": e1000/mit_state.mac_reg[RDTR]");
+
+    for (i = 0; i < RESTORES; i++) {
+        snapshot_restore(vm, 0);
+    }
+    assert_resets(vm, RESTORES, 0);
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: a device of which nothing is known and that is not reset; one that
+ * does not keep, over its reset, what its bus knows of it.
+ */
+static void test_unknown(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm -device rtl8139,addr=8",
+                                       (const char *)machine);
+    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+    unsigned i;
+    QPCIBar bar;
+
+    qpci_device_enable(dev);
+    bar = qpci_iomap(dev, 0, NULL);
+    /* The first byte of its address, when that is unlocked */
+    qpci_io_writeb(dev, bar, 0x50, 0xc0);
+    qpci_io_writel(dev, bar, 0, 0x12345678);
+    snapshot_save(vm, 0);
+    for (i = 0; i < RESTORES; i++) {
+        if (i & 1) {
+            qpci_config_writew(dev, PCI_COMMAND, 0);
+        } else {
+            qpci_io_writel(dev, bar, 0, i);
+        }
+        snapshot_restore(vm, 0);
+        g_assert_cmphex(qpci_io_readl(dev, bar, 0), ==, 0x12345678);
+        assert_resets(vm, i + 1, 0);
+    }
+    assert_reason(vm, "rtl8139", ": always");
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: a bridge that is reset while what is behind it, and so reset as well,
+ * is not loaded.
+ */
+static void test_bridge(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm -device"
+                                       " pci-bridge,id=b,chassis_nr=1,addr=7"
+                                       " -device e1000,bus=b,addr=1",
+                                       (const char *)machine);
+    QPCIDevice *bridge = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
+    unsigned i;
+
+    qpci_config_writeb(bridge, PCI_SECONDARY_BUS, 1);
+    qpci_config_writeb(bridge, PCI_SUBORDINATE_BUS, 1);
+    /* The device on bus 1, through the ports that firmware uses */
+    qtest_outl(vm->qts, 0xcf8, 0x80010800 + PCI_INTERRUPT_LINE);
+    qtest_outb(vm->qts, 0xcfc, 0x0a);
+    snapshot_save(vm, 0);
+    for (i = 0; i < RESTORES; i++) {
+        qpci_config_writeb(bridge, PCI_SUBORDINATE_BUS, 2 + i);
+        snapshot_restore(vm, 0);
+        g_assert_cmphex(qpci_config_readb(bridge, PCI_SUBORDINATE_BUS), ==, 1);
+        qtest_outl(vm->qts, 0xcf8, 0x80010800 + PCI_INTERRUPT_LINE);
+        g_assert_cmphex(qtest_inb(vm->qts, 0xcfc), ==, 0x0a);
+        assert_resets(vm, i + 1, 0);
+    }
+    assert_reason(vm, "pci_bridge", ": parent_obj.config");
+    g_free(bridge);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: virtio whose set-up changed, so that the machine is reset, or that
+ * is put back in part, or slow from then on.
+ */
+static void test_virtio(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm"
+                                       " -device virtio-rng-pci,addr=8",
+                                       (const char *)machine);
+    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+    unsigned i;
+    QPCIBar bar;
+
+    qpci_device_enable(dev);
+    bar = qpci_iomap(dev, 0, NULL);
+    /* Its legacy registers: STATUS is at 18, a queue's page at 8 */
+    qpci_io_writeb(dev, bar, 18, 3);
+    qpci_io_writel(dev, bar, 8, 0x100);
+    qpci_io_writeb(dev, bar, 18, 7);
+    snapshot_save(vm, 0);
+    for (i = 0; i < RESTORES; i++) {
+        qpci_io_writeb(dev, bar, 18, 0);
+        g_assert_cmphex(qpci_io_readl(dev, bar, 8), ==, 0);
+        snapshot_restore(vm, 0);
+        g_assert_cmphex(qpci_io_readb(dev, bar, 18), ==, 7);
+        g_assert_cmphex(qpci_io_readl(dev, bar, 8), ==, 0x100);
+        assert_resets(vm, i + 1, 0);
+        snapshot_restore(vm, 0);
+        assert_resets(vm, i + 1, 0);
+    }
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
+static void add_tests(const char *name, GTestDataFunc test)
+{
+    /* With remap, each restore resets the machine. */
+    snapshot_add_test("pc", "dirty", name, test);
+    snapshot_add_test("q35", "dirty", name, test);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+
+    add_tests("default", test_default);
+    add_tests("changed", test_changed);
+    add_tests("unknown", test_unknown);
+    add_tests("bridge", test_bridge);
+    add_tests("virtio", test_virtio);
+
+    return g_test_run();
+}
