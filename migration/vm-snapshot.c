@@ -228,10 +228,10 @@ static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
     *slot = (VMSnapshotSlot) { };
 }
 
-/* They have no state of their own. */
+/* They have no state of their own, or it is in the section of a controller. */
 static const char *const stateless[] = {
-    "isa-debug-exit", "isa-debugcon", "loader", "pc-dimm", "virtconsole",
-    "virtserialport",
+    "ide-cd", "ide-cf", "ide-hd", "isa-debug-exit", "isa-debugcon", "loader",
+    "pc-dimm", "virtconsole", "virtserialport",
 };
 
 static int has_section(Object *obj, void *opaque)
