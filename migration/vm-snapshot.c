@@ -230,8 +230,8 @@ static void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
 
 /* They have no state of their own, or it is in the section of a controller. */
 static const char *const stateless[] = {
-    "ide-cd", "ide-cf", "ide-hd", "isa-debug-exit", "isa-debugcon", "loader",
-    "pc-dimm", "virtconsole", "virtserialport",
+    "floppy", "ide-cd", "ide-cf", "ide-hd", "isa-debug-exit", "isa-debugcon",
+    "loader", "pc-dimm", "virtconsole", "virtserialport",
 };
 
 static int has_section(Object *obj, void *opaque)
