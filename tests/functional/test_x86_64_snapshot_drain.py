@@ -24,10 +24,10 @@ class Reading(QemuSystemTest):
     that never answers; data of a request that was made before a restore and
     arrives after it; and a controller that a restore leaves set up wrongly.
 
-    Each restore is verified. Not here are LSI 53C810, which SeaBIOS has no driver
-    for, and two with which it fails without any snapshot: it does not get
-    through its boot with a disk at an AM53C974, and reads now and then wrong
-    data, or none, through UHCI.
+    Each restore is verified. Not here are LSI 53C810, which SeaBIOS has no
+    driver for, and two with which it fails without any snapshot: it does not
+    get through its boot with a disk at an AM53C974, and reads now and then
+    wrong data, or none, through UHCI.
     """
 
     FULL = bool(os.getenv('FULL'))

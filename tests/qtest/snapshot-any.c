@@ -665,6 +665,9 @@ static char *run_snapshot(SnapshotAny *a, const char *command, unsigned slot)
     /* The rest are warnings, of a device without state for example. */
     char *error = strstr(answer, "Error: ");
 
+    if (strstr(answer, SNAPSHOT_ANY_ID ") has no migration state")) {
+        a->has_no_state = true;
+    }
     return error ? g_strchomp(g_strdup(error + strlen("Error: "))) : NULL;
 }
 
