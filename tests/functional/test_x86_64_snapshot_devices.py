@@ -297,8 +297,9 @@ PC_NETS = (
 
 # Some of them behind bridges
 Q35_MORE = (
-    Device('pcie-root-port, igb', '-device pcie-root-port,'
-           'id=root,chassis=1 ' + network(0, 'igb,bus=root'), 'igb', network_tasks(0), PACKETS,
+    Device('pcie-root-port, igb',
+           '-device pcie-root-port,id=root,chassis=1 ' +
+           network(0, 'igb,bus=root'), 'igb', network_tasks(0), PACKETS,
            CONNECTIONS),
     Device('x3130-upstream, xio3130-downstream, virtio-mouse',
            '-device pcie-root-port,id=root2,chassis=2 '
@@ -429,7 +430,7 @@ class SnapshotDevices(QemuSystemTest):
                 rows = {n: r for n, r in rows.items() if not OTHERS.search(r)}
             rows |= cls.rows
             names = [d.name for d in ALL] + list(REFUSED)
-            names += [n for n in rows if n not in names]
+            names += [n for n, r in rows.items() if OTHERS.search(r)]
             TABLE.write_text(TABLE_HEAD + ''.join(
                 rows[n] for n in names if n in rows))
 
@@ -747,7 +748,7 @@ class SnapshotDevices(QemuSystemTest):
         tested, reasons = set(), {}
         stateless = set(re.findall(r'^# not put back, with a warning: (.*)',
                                    text, re.M))
-        for name, why in re.findall(r'^ok \d+ /\w+/snapshot/any/[^/]+/\w+/'
+        for name, why in re.findall(r'^ok \d+ /\w+/snapshot/any/[^/\n]+/\w+/'
                                     r'(\S+)(?: # SKIP (.*))?$', text, re.M):
             if why:
                 # Without what differs from device to device
@@ -840,7 +841,9 @@ def add_load(name, ram, irq):
 
 
 for load in itertools.product(LOADS, ('dirty', 'remap'), ('msi', 'intx')):
-    add_load(*load)
+    # The guest finds nothing behind nec-usb-xhci by INTx, before any save.
+    if load[0] != 'q35_disks' or load[2] != 'intx':
+        add_load(*load)
 
 
 if __name__ == '__main__':
