@@ -8,7 +8,8 @@ help:
 #: make demo           build, then show the device on a real Linux guest
 #: make check          build, then run every test; one: scripts/check NAME
 #:                     SANITIZE=1: with sanitizers for addresses and undefined
-#:                     behaviour; SANITIZE=thread: for data races
+#:                     behaviour; SANITIZE=thread: for data races;
+#:                     FULL=1: slow tests, too
 #: make check-kvm      the tests that need KVM; without /dev/kvm, in a guest
 #: make build          build/qemu-system-x86_64; QEMU_SRC=dir: of your QEMU 10.0
 #: make style          check patches, scripts and documentation

@@ -152,6 +152,7 @@ typedef struct Shared {
     unsigned input;
     bool has_started;
     bool has_died;
+    bool has_no_state;          /* QEMU warned of it */
     int status;                 /* of QEMU, if it died; negative: a signal */
     char step[256];
     char text[4096];
@@ -345,6 +346,7 @@ static G_NORETURN void session(const Case *c, const char *args,
     shared->has_started = true;
     shared->input = first;
     error = snapshot_any_set_up(&a);
+    shared->has_no_state = a.has_no_state;
     if (error) {
         pstrcpy(shared->text, sizeof(shared->text), error);
         _exit(REFUSED);
@@ -627,6 +629,9 @@ static char *run_inputs(const Attempt *a)
         case DONE:
             if (!n_inputs) {
                 g_test_message("starts: %s", a->args);
+            }
+            if (shared->has_no_state) {
+                g_test_message("not put back, with a warning: %s", d->name);
             }
             return NULL;
         case GONE:

@@ -666,13 +666,14 @@ static char *run_snapshot(SnapshotAny *a, const char *command, unsigned slot)
 {
     g_autofree char *line = g_strdup_printf("x_snapshot_device_%s %u", command,
                                             slot);
-    char *answer = hmp(a, line);
+    g_autofree char *answer = hmp(a, line);
+    /* The rest are warnings, of a device without state for example. */
+    char *error = strstr(answer, "Error: ");
 
-    g_strchomp(answer);
-    if (!*answer) {
-        g_clear_pointer(&answer, g_free);
+    if (strstr(answer, SNAPSHOT_ANY_ID ") has no migration state")) {
+        a->has_no_state = true;
     }
-    return answer;
+    return error ? g_strchomp(g_strdup(error + strlen("Error: "))) : NULL;
 }
 
 static char *save(SnapshotAny *a, unsigned slot)

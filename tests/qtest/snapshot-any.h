@@ -45,6 +45,7 @@ struct SnapshotAny {
     bool snapshots;             /* else resets and the same accesses anew */
     bool has_unplug;            /* ask for it, too */
     bool has_changed_medium;    /* since the machine was started */
+    bool has_no_state;          /* A save warned that it is left as it is. */
 
     /* Tells who waits that it does not hang, and where it is */
     unsigned *beats;

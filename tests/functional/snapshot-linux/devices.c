@@ -46,6 +46,7 @@
 /* What a task tells its parent; in shared memory, and so part of the machine */
 typedef struct Task {
     char *kind, *where, *option;
+    pid_t group;
     uint64_t rounds;
     char failed[120];
 } Task;
@@ -329,7 +330,7 @@ static int open_by_name(const char *what, const char *sys, int flags)
     fail("no %s of the name %s", what, task->where);
 }
 
-/* The host moves the pointer all the time. */
+/* The host moves the pointers, and presses a key, all the time. */
 static void task_input(void)
 {
     struct { struct timeval time; uint16_t type, code; int32_t value; } event;
@@ -338,32 +339,37 @@ static void task_input(void)
 
     for (;;) {
         CHECK(read(fd, &event, sizeof(event)) == sizeof(event));
-        if (event.type == 3 /* EV_ABS */) {
-            CHECK(event.code < 2 && event.value >= 0 && event.value < 32768);
+        if (event.type == 3 /* EV_ABS */ && event.code < 2) {
+            CHECK(event.value >= 0 && event.value < 32768);
+        }
+        if (event.type) {
             round_done();
         }
     }
 }
 
 /*
- * Sound goes out as fast as it shall, and comes in. The driver gives up a codec
+ * Sound goes out as fast as it shall, and comes in, but not where the driver
+ * has a + before its name. The driver gives up a codec
  * that does not answer at once, which happens if the host is busy.
  */
 static void task_sound(void)
 {
     static char buf[9600];
     char command[80];
+    const char *driver = task->option + (*task->option == '+');
+    bool records = driver == task->option;
     int fd, v;
 
     snprintf(command, sizeof(command), "modprobe -r %s; modprobe %s",
-             task->option, task->option);
+             driver, driver);
     for (v = 0; v < 10 && access(task->where, F_OK); v++) {
         sleep(v);
         if (v > 1 && access(task->where, F_OK)) {
             CHECK(!system(command));
         }
     }
-    fd = open_device(task->where, O_RDWR);
+    fd = open_device(task->where, records ? O_RDWR : O_WRONLY);
 
     v = 16;                     /* AFMT_S16_LE */
     CHECK(!ioctl(fd, _IOWR('P', 5, int), &v) && v == 16);
@@ -373,7 +379,7 @@ static void task_sound(void)
     CHECK(!ioctl(fd, _IOWR('P', 2, int), &v) && v == 48000);
     for (;;) {
         CHECK(write(fd, buf, sizeof(buf)) == sizeof(buf));
-        CHECK(read(fd, buf, sizeof(buf)) == sizeof(buf));
+        CHECK(!records || read(fd, buf, sizeof(buf)) == sizeof(buf));
         round_done();
     }
 }
@@ -470,6 +476,20 @@ static void task_register(void)
             fail("keeps the state that it has");
         }
         *reg = n + 1;
+        usleep(1000);
+        round_done();
+    }
+}
+
+/* A watchdog that has to hear of us, and says that it does */
+static void task_watchdog(void)
+{
+    int fd = open_device(task->where, O_RDWR), v = 2000;
+
+    /* In seconds; the machine may be slow */
+    CHECK(!ioctl(fd, _IOWR('W', 6, int) /* WDIOC_SETTIMEOUT */, &v));
+    for (;;) {
+        CHECK(!ioctl(fd, _IOR('W', 5, int) /* WDIOC_KEEPALIVE */, &v));
         usleep(1000);
         round_done();
     }
@@ -602,12 +622,14 @@ static const struct {
     { "register", task_register },
     { "export", task_export },
     { "tpm", task_tpm },
+    { "watchdog", task_watchdog },
     { "restore", task_restore },
 };
 
 static void start(Task *t, char *arg)
 {
     unsigned i;
+    pid_t group;
     char *c;
 
     /* The kernel's command line has no place for blanks. */
@@ -621,11 +643,32 @@ static void start(Task *t, char *arg)
         *t->option++ = '\0';
     }
     for (i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
-        if (!strcmp(kinds[i].kind, t->kind) && t->where && !fork()) {
+        if (strcmp(kinds[i].kind, t->kind) || !t->where) {
+            continue;
+        }
+        group = fork();
+        if (!group) {
             task = t;
             setpgid(0, 0);
             kinds[i].run();
         }
+        setpgid(group, group);
+        t->group = group;
+    }
+}
+
+/* A kernel that turns the machine off shall not have to do with their work. */
+static void end_tasks(void)
+{
+    int i;
+
+    for (i = 0; i < nr_tasks; i++) {
+        if (tasks[i].group > 0) {
+            kill(-tasks[i].group, SIGKILL);
+        }
+    }
+    while (wait(NULL) > 0 || errno == EINTR) {
+        continue;
     }
 }
 
@@ -670,6 +713,7 @@ int main(int argc, char **argv)
     while (fgets(token, sizeof(token), in)) {
         token[strcspn(token, "\n")] = '\0';
         if (!strcmp(token, "stop")) {
+            end_tasks();
             return 0;
         }
         answer(out, token);
