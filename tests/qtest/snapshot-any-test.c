@@ -357,9 +357,10 @@ static G_NORETURN void session(const Case *c, const char *args,
         if (!snapshot_any_input(&a, data, size)) {
             _exit(GONE);
         }
+        if (is_long || i == first) {
+            snapshot_any_behaviour(&a, data, size);
+        }
     }
-    size = make_input(case_seed, first, data, sizeof(data));
-    snapshot_any_behaviour(&a, data, size);
     if (c->growth && !has_only_input && n_inputs) {
         size = make_input(case_seed, first, data, sizeof(data));
         if (snapshots) {
