@@ -241,6 +241,17 @@ EXPORT = (
            'looks at a file'),
 )
 
+# QEMU does not save them, but for our patches.
+PATCHED = (
+    Device('usb-net', '-device qemu-xhci,id=xhci ' +
+           # Not a local address, or the driver does not call it eth0
+           network(0, 'usb-net,bus=xhci.0,mac=40:00:00:00:00:01'),
+           'xhci-pci,cdc_ether', network_tasks(0), PACKETS, CONNECTIONS),
+    Device('usb-serial', '-chardev socket,id=echo,path=ECHO '
+           '-device usb-serial,bus=xhci.0,chardev=echo', 'ftdi_sio',
+           'serial=/dev/ttyUSB0', 'echoes', 'what was on its way is lost'),
+)
+
 EDU = (
     Device('edu', '-device edu,addr=0x10', '',
            'register=/sys/bus/pci/devices/0000:00:10.0/resource0:4',
@@ -257,10 +268,6 @@ REFUSED = {
                      '-device virtio-crypto-pci,cryptodev=c',
     'usb-audio': '-audiodev none,id=a -device qemu-xhci '
                  '-device usb-audio,audiodev=a',
-    'usb-net': '-device qemu-xhci -netdev user,id=n '
-               '-device usb-net,netdev=n',
-    'usb-serial': '-device qemu-xhci -chardev null,id=c '
-                  '-device usb-serial,chardev=c',
     'usb-uas': '-device qemu-xhci -device usb-uas',
     'usb-mtp': '-device qemu-xhci -device usb-mtp,rootdir=/tmp',
     'usb-wacom-tablet': '-device qemu-xhci -device usb-wacom-tablet',
@@ -274,7 +281,7 @@ REFUSED = {
                        '-device virtio-blk-pci,drive=d,id=disk',
 }
 
-ALL = (VIRTIO + Q35 + PC + VHOST + TPM + EDU + VHOST_DIRTY + TPM_PPI +
+ALL = (VIRTIO + Q35 + PC + VHOST + TPM + PATCHED + EDU + VHOST_DIRTY + TPM_PPI +
        EXPORT)
 
 
@@ -529,6 +536,13 @@ class SnapshotDevices(QemuSystemTest):
 
     def test_pc_dirty(self):
         self.load('pc', PC + EDU, 'dirty')
+
+    def test_patched_dirty(self):
+        self.load('q35', PATCHED, 'dirty')
+
+    @skipSlowTest()
+    def test_patched_remap(self):
+        self.load('q35', PATCHED, 'remap')
 
     def test_vhost(self):
         self.load('q35', VHOST, 'remap')

@@ -10,6 +10,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
+#include "qemu/sockets.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
@@ -279,6 +280,397 @@ static void test_testdev(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/*
+ * A UHCI controller with one device at its first port, and the structures that
+ * it reads.  Packets are handed over one by one.
+ */
+#define UHCI_LIST       (1 * MiB)
+#define UHCI_QH         (UHCI_LIST + 4 * KiB)
+#define UHCI_TD         (UHCI_QH + 16)
+#define UHCI_DATA       (UHCI_LIST + 8 * KiB)
+#define UHCI_CMD        0x00
+#define UHCI_FLBASE     0x08
+#define UHCI_PORT       0x10
+#define PORT_CONNECTED  0x01
+#define PORT_ENABLE     0x04
+#define PORT_RESET      0x200
+#define TD_ACTIVE       (1u << 23)
+#define TD_STALLED      (1u << 22)
+#define PID_IN          0x69
+#define PID_OUT         0xe1
+#define PID_SETUP       0x2d
+
+enum { NAK = -1, STALL = -2 };
+
+typedef struct USB {
+    SnapshotVM *vm;
+    QPCIDevice *dev;
+    QPCIBar bar;
+} USB;
+
+static void usb_enable_port(USB *u)
+{
+    qpci_io_writew(u->dev, u->bar, UHCI_PORT, PORT_RESET);
+    qpci_io_writew(u->dev, u->bar, UHCI_PORT, PORT_ENABLE);
+}
+
+static USB usb_start(const void *machine, const char *device, const char *args)
+{
+    uint32_t list[1024];
+    unsigned i;
+    USB u;
+
+    u.vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults -m 16 %s "
+                             "-device piix3-usb-uhci,id=usb,addr=10 "
+                             "-device %s,bus=usb.0,port=1",
+                             (const char *)machine, args, device);
+    u.dev = find(u.vm, 0x10);
+    u.bar = qpci_iomap(u.dev, 4, NULL);
+    for (i = 0; i < ARRAY_SIZE(list); i++) {
+        list[i] = cpu_to_le32(UHCI_QH | 2);
+    }
+    qtest_memwrite(u.vm->qts, UHCI_LIST, list, sizeof(list));
+    qtest_writel(u.vm->qts, UHCI_QH, 1);
+    qtest_writel(u.vm->qts, UHCI_QH + 4, 1);
+    qpci_io_writel(u.dev, u.bar, UHCI_FLBASE, UHCI_LIST);
+    qpci_io_writew(u.dev, u.bar, UHCI_CMD, 1);
+    usb_enable_port(&u);
+    return u;
+}
+
+static void usb_end(USB *u)
+{
+    assert_never_differed(u->vm);
+    g_free(u->dev);
+    snapshot_vm_end(u->vm);
+}
+
+/* Returns: the number of bytes, NAK or STALL */
+static int usb_packet(USB *u, uint8_t pid, unsigned ep, void *data, size_t len)
+{
+    QTestState *qts = u->vm->qts;
+    uint32_t status;
+
+    if (pid != PID_IN && len) {
+        qtest_memwrite(qts, UHCI_DATA, data, len);
+    }
+    qtest_writel(qts, UHCI_TD, 1);
+    qtest_writel(qts, UHCI_TD + 4, TD_ACTIVE);
+    qtest_writel(qts, UHCI_TD + 8, pid | ep << 15 |
+                 (uint32_t)((len - 1) & 0x7ff) << 21);
+    qtest_writel(qts, UHCI_TD + 12, UHCI_DATA);
+    qtest_writel(qts, UHCI_QH + 4, UHCI_TD);
+    qtest_clock_step(qts, 2 * MS);
+    status = qtest_readl(qts, UHCI_TD + 4);
+    qtest_writel(qts, UHCI_QH + 4, 1);
+    if (status & TD_ACTIVE) {
+        return NAK;
+    }
+    if (status & TD_STALLED) {
+        return STALL;
+    }
+    len = (status + 1) & 0x7ff;
+    if (pid == PID_IN && len) {
+        qtest_memread(qts, UHCI_DATA, data, len);
+    }
+    return len;
+}
+
+static void usb_setup(USB *u, uint8_t type, uint8_t request, uint16_t value,
+                      uint16_t index, uint16_t length)
+{
+    uint8_t setup[8] = { type, request, value, value >> 8, index, index >> 8,
+                         length, length >> 8 };
+
+    g_assert_cmpint(usb_packet(u, PID_SETUP, 0, setup, 8), ==, 8);
+}
+
+static int usb_control(USB *u, uint8_t type, uint8_t request, uint16_t value,
+                       uint16_t index, void *data, uint16_t length)
+{
+    int got = 0;
+
+    usb_setup(u, type, request, value, index, length);
+    if (type & 0x80) {
+        got = usb_packet(u, PID_IN, 0, data, length);
+        g_assert_cmpint(usb_packet(u, PID_OUT, 0, NULL, 0), ==, 0);
+    } else {
+        if (length) {
+            got = usb_packet(u, PID_OUT, 0, data, length);
+        }
+        g_assert_cmpint(usb_packet(u, PID_IN, 0, NULL, 0), ==, 0);
+    }
+    return got;
+}
+
+static void usb_assert_configuration(USB *u, uint8_t expected)
+{
+    uint8_t value;
+
+    g_assert_cmpint(usb_control(u, 0x80, 8, 0, 0, &value, 1), ==, 1);
+    g_assert_cmpint(value, ==, expected);
+}
+
+static void usb_set_configuration(USB *u, uint8_t value)
+{
+    usb_control(u, 0, 9, value, 0, NULL, 0);
+    usb_assert_configuration(u, value);
+}
+
+/* What the device gets from the host, which takes its time */
+static int usb_wait_for(USB *u, unsigned ep, void *data, size_t len)
+{
+    int got, tries;
+
+    for (tries = 0; (got = usb_packet(u, PID_IN, ep, data, len)) == NAK;
+         tries++) {
+        g_assert_cmpint(tries, <, 5000);
+        g_usleep(1000);
+    }
+    return got;
+}
+
+/*
+ * Catches: a configuration that is not restored, of any USB device; a
+ * descriptor that is read in parts, of which one is that of another.
+ */
+static void test_usb(const void *machine)
+{
+    USB u = usb_start(machine, "usb-mouse", "");
+    uint8_t all[64], part[64];
+    int i;
+
+    g_assert_cmpint(usb_control(&u, 0x80, 6, 0x100, 0, all, 18), ==, 18);
+    usb_set_configuration(&u, 1);
+    usb_setup(&u, 0x80, 6, 0x100, 0, 18);
+    g_assert_cmpint(usb_packet(&u, PID_IN, 0, part, 8), ==, 8);
+    snapshot_save(u.vm, 0);
+    for (i = 0; i < 4; i++) {
+        usb_control(&u, 0x80, 6, 0x200, 0, part, 34);
+        usb_set_configuration(&u, 0);
+        restore(u.vm, i);
+        g_assert_cmpint(usb_packet(&u, PID_IN, 0, part, 10), ==, 10);
+        g_assert_cmpmem(part, 10, all + 8, 10);
+        g_assert_cmpint(usb_packet(&u, PID_OUT, 0, NULL, 0), ==, 0);
+        usb_assert_configuration(&u, 1);
+    }
+    usb_end(&u);
+}
+
+#define RNDIS           2       /* the configuration */
+#define RNDIS_PACKET    1
+#define RNDIS_QUERY     4
+#define RNDIS_SET       5
+#define OID_FILTER      0x0001010e
+#define OID_LIST        0x00010101
+#define PACKET_HEADER   44
+#define FRAME           100
+
+static void rndis_send(USB *u, uint32_t type, uint32_t id, uint32_t oid)
+{
+    uint32_t msg[8] = { type, 32, id, oid, 4, 20, 0, 1 };
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(msg); i++) {
+        msg[i] = cpu_to_le32(msg[i]);
+    }
+    g_assert_cmpint(usb_control(u, 0x21, 0, 0, 0, msg, sizeof(msg)), ==,
+                    sizeof(msg));
+}
+
+/* Returns: which request is answered, 0 if none is */
+static uint32_t rndis_answer(USB *u)
+{
+    uint32_t msg[64];
+    int got = usb_control(u, 0xa1, 1, 0, 0, msg, sizeof(msg));
+
+    return got > 1 ? le32_to_cpu(msg[2]) : 0;
+}
+
+static void net_send(int fd, uint8_t with)
+{
+    uint8_t packet[4 + FRAME] = { 0, 0, 0, FRAME };
+
+    memset(packet + 4, with, FRAME);
+    g_assert_cmpint(write(fd, packet, sizeof(packet)), ==, sizeof(packet));
+}
+
+/* A frame that net_out() sent */
+static void net_expect(int fd, uint8_t first, uint8_t second)
+{
+    const size_t half = (PACKET_HEADER + FRAME) / 2;
+    uint8_t packet[4 + FRAME], expected[4 + FRAME] = { 0, 0, 0, FRAME };
+
+    memset(expected + 4, first, half - PACKET_HEADER);
+    memset(expected + 4 + half - PACKET_HEADER, second, half);
+    g_assert_cmpint(recv(fd, packet, sizeof(packet), MSG_WAITALL), ==,
+                    sizeof(packet));
+    g_assert_cmpmem(packet, sizeof(packet), expected, sizeof(packet));
+}
+
+/* Send the first or the second half of a frame */
+static void net_out(USB *u, bool second, uint8_t with)
+{
+    uint8_t packet[PACKET_HEADER + FRAME] = { };
+    size_t half = sizeof(packet) / 2;
+
+    stl_le_p(packet, RNDIS_PACKET);
+    stl_le_p(packet + 4, sizeof(packet));
+    stl_le_p(packet + 8, PACKET_HEADER - 8);
+    stl_le_p(packet + 12, FRAME);
+    memset(packet + PACKET_HEADER, with, FRAME);
+    g_assert_cmpint(usb_packet(u, PID_OUT, 2, packet + (second ? half : 0),
+                               half), ==, half);
+}
+
+/*
+ * Catches: usb-net's configuration, answers that were not fetched, or parts of
+ * packets in either direction that are not restored; a network that waits for
+ * ever for a buffer that became empty by a restore.
+ */
+static void test_usb_net(const void *machine)
+{
+    const size_t all = PACKET_HEADER + FRAME;
+    g_autofree char *args = NULL;
+    uint8_t in[256], expected[FRAME];
+    int sv[2], i;
+    USB u;
+
+    g_assert_cmpint(socketpair(PF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
+    args = g_strdup_printf("-netdev socket,id=n,fd=%d", sv[1]);
+    u = usb_start(machine, "usb-net,netdev=n", args);
+    close(sv[1]);
+    usb_set_configuration(&u, RNDIS);
+    rndis_send(&u, RNDIS_SET, 1, OID_FILTER);
+    g_assert_cmpuint(rndis_answer(&u), ==, 1);
+
+    rndis_send(&u, RNDIS_QUERY, 2, OID_LIST);
+    rndis_send(&u, RNDIS_QUERY, 3, OID_FILTER);
+    net_out(&u, false, 0x11);
+    snapshot_save(u.vm, 1);
+    net_send(sv[0], 0x22);
+    g_assert_cmpint(usb_wait_for(&u, 2, in, 64), ==, 64);
+    snapshot_save(u.vm, 0);
+
+    for (i = 0; i < 4; i++) {
+        g_assert_cmpuint(rndis_answer(&u), ==, 2);
+        if (i & 2) {
+            rndis_send(&u, RNDIS_QUERY, 4, OID_LIST);
+        } else {
+            net_send(sv[0], 0x33);
+        }
+        net_out(&u, true, 0x44);
+        net_expect(sv[0], 0x11, 0x44);
+        if (i & 1) {
+            usb_set_configuration(&u, 1);
+        }
+        restore(u.vm, i);
+
+        usb_assert_configuration(&u, RNDIS);
+        g_assert_cmpuint(rndis_answer(&u), ==, 2);
+        g_assert_cmpuint(rndis_answer(&u), ==, 3);
+        g_assert_cmpuint(rndis_answer(&u), ==, 0);
+        g_assert_cmpint(usb_packet(&u, PID_IN, 2, in, sizeof(in)), ==,
+                        all - 64);
+        memset(expected, 0x22, sizeof(expected));
+        g_assert_cmpmem(in, all - 64, expected, all - 64);
+        net_out(&u, true, 0x77);
+        net_expect(sv[0], 0x11, 0x77);
+        restore(u.vm, i);
+    }
+
+    for (i = 0; i < 4; i++) {
+        /* One is in the buffer, and another one waits for it. */
+        net_send(sv[0], 0x55);
+        g_usleep(10 * 1000);
+        snapshot_qmp(u.vm, "restore", 1);
+        net_send(sv[0], 0x66);
+        do {
+            g_assert_cmpint(usb_wait_for(&u, 2, in, sizeof(in)), ==, all);
+        } while (in[PACKET_HEADER] != 0x66);
+        snapshot_qmp(u.vm, "restore", 0);
+    }
+    close(sv[0]);
+    usb_end(&u);
+}
+
+#define FTDI_SET_EVENT_CHR      6
+#define FTDI_SET_LATENCY        9
+#define FTDI_GET_LATENCY        10
+
+/*
+ * Catches: usb-serial's registers, or the characters that it has received, that
+ * are not restored; a device that is there though its back end is not, or the
+ * other way round, after a restore.
+ */
+static void test_usb_serial(const void *machine)
+{
+    g_autofree char *dir = g_dir_make_tmp("snapshot-vmstate-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "socket", NULL);
+    g_autofree char *args = g_strdup_printf(
+        "-chardev socket,id=c,path=%s,server=on,wait=off", path);
+    USB u = usb_start(machine, "usb-serial,chardev=c", args);
+    Error *err = NULL;
+    uint8_t in[64];
+    int fd, i;
+
+    snapshot_save(u.vm, 1);
+    fd = unix_connect(path, &err);
+    g_assert_null(err);
+    for (i = 0; !(qpci_io_readw(u.dev, u.bar, UHCI_PORT) & PORT_CONNECTED);
+         i++) {
+        g_assert_cmpint(i, <, 5000);
+        g_usleep(1000);
+    }
+    usb_enable_port(&u);
+    usb_set_configuration(&u, 1);
+    usb_control(&u, 0x40, FTDI_SET_LATENCY, 33, 0, NULL, 0);
+    g_assert_cmpint(write(fd, "hello", 5), ==, 5);
+    g_assert_cmpint(usb_wait_for(&u, 1, in, 4), ==, 4);
+    g_assert_cmpmem(in + 2, 2, "he", 2);
+    snapshot_save(u.vm, 0);
+
+    for (i = 0; i < 4; i++) {
+        usb_control(&u, 0x40, FTDI_SET_LATENCY, 44, 0, NULL, 0);
+        usb_set_configuration(&u, 0);
+        if (i & 2) {
+            g_assert_cmpint(usb_packet(&u, PID_IN, 1, in, 64), ==, 5);
+            g_assert_cmpint(write(fd, "others", 6), ==, 6);
+            g_assert_cmpint(usb_wait_for(&u, 1, in, 3), ==, 3);
+        }
+        restore(u.vm, i);
+        usb_assert_configuration(&u, 1);
+        g_assert_cmpint(usb_control(&u, 0xc0, FTDI_GET_LATENCY, 0, 0, in, 1),
+                        ==, 1);
+        g_assert_cmpint(in[0], ==, 33);
+        g_assert_cmpint(usb_packet(&u, PID_IN, 1, in, 64), ==, 5);
+        g_assert_cmpmem(in + 2, 3, "llo", 3);
+        g_assert_cmpint(usb_packet(&u, PID_IN, 1, in, 64), ==, NAK);
+        restore(u.vm, i);
+    }
+
+    snapshot_qmp(u.vm, "restore", 1);
+    for (i = 0; !(qpci_io_readw(u.dev, u.bar, UHCI_PORT) & PORT_CONNECTED);
+         i++) {
+        g_assert_cmpint(i, <, 5000);
+        g_usleep(1000);
+    }
+    snapshot_qmp(u.vm, "restore", 0);
+    close(fd);
+    for (i = 0; qpci_io_readw(u.dev, u.bar, UHCI_PORT) & PORT_CONNECTED; i++) {
+        g_assert_cmpint(i, <, 5000);
+        g_usleep(1000);
+    }
+    snapshot_qmp(u.vm, "restore", 0);
+    for (i = 0; qpci_io_readw(u.dev, u.bar, UHCI_PORT) & PORT_CONNECTED; i++) {
+        g_assert_cmpint(i, <, 5000);
+        g_usleep(1000);
+    }
+    usb_end(&u);
+    unlink(path);
+    rmdir(dir);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -293,6 +685,11 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("pci-testdev")) {
         snapshot_add_tests("pci-testdev", test_testdev);
+    }
+    if (qtest_has_device("piix3-usb-uhci")) {
+        snapshot_add_tests("usb", test_usb);
+        snapshot_add_tests("usb-net", test_usb_net);
+        snapshot_add_tests("usb-serial", test_usb_serial);
     }
     return g_test_run();
 }
