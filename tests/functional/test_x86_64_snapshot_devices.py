@@ -263,7 +263,6 @@ REFUSED = {
     'nvme': '-device nvme,serial=1',
     'ufs': '-device ufs',
     'rocker': '-device rocker,name=r',
-    'virtio-sound': '-audiodev none,id=a -device virtio-sound-pci,audiodev=a',
     'virtio-crypto': '-object cryptodev-backend-builtin,id=c '
                      '-device virtio-crypto-pci,cryptodev=c',
     'usb-audio': '-audiodev none,id=a -device qemu-xhci '

@@ -12,9 +12,15 @@
 #include "qemu/bswap.h"
 #include "qemu/sockets.h"
 #include "qemu/units.h"
+#include "libqos/libqos-malloc.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/virtio.h"
+#include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "snapshot-utils.h"
+#include "standard-headers/linux/virtio_ring.h"
+#include "standard-headers/linux/virtio_snd.h"
 
 #define MS 1000000ll            /* of the virtual clock */
 
@@ -671,6 +677,252 @@ static void test_usb_serial(const void *machine)
     rmdir(dir);
 }
 
+/* A virtio device with its queues, and what their driver knows of them */
+#define MAX_QUEUES      4
+#define VIRTIO_DATA     (8 * MiB)
+
+typedef struct Virtio {
+    SnapshotVM *vm;
+    QVirtioPCIDevice *pci;
+    QVirtioDevice *d;
+    QGuestAllocator alloc;
+    QVirtQueue *vq[MAX_QUEUES];
+    QVirtQueue saved[MAX_QUEUES];
+    unsigned nr;
+} Virtio;
+
+static void virtio_init(Virtio *v)
+{
+    unsigned i;
+
+    qvirtio_start_device(v->d);
+    qvirtio_set_features(v->d, qvirtio_get_features(v->d) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
+                           1ull << VIRTIO_RING_F_EVENT_IDX));
+    for (i = 0; i < v->nr; i++) {
+        v->vq[i] = qvirtqueue_setup(v->d, &v->alloc, i);
+    }
+    qvirtio_set_driver_ok(v->d);
+}
+
+static void virtio_free_queues(Virtio *v)
+{
+    unsigned i;
+
+    for (i = 0; i < v->nr; i++) {
+        qvirtqueue_cleanup(v->d->bus, v->vq[i], &v->alloc);
+    }
+}
+
+static Virtio virtio_start(const void *machine, const char *device,
+                           unsigned queues, const char *args)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(0x10, 0) };
+    Virtio v = { .nr = queues };
+
+    v.vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults -m 32 %s "
+                             "-device %s,addr=10",
+                             (const char *)machine, args, device);
+    pc_alloc_init(&v.alloc, v.vm->qts, ALLOC_NO_FLAGS);
+    v.pci = virtio_pci_new(v.vm->pci, &addr);
+    v.d = &v.pci->vdev;
+    qvirtio_pci_device_enable(v.pci);
+    virtio_init(&v);
+    return v;
+}
+
+static void virtio_end(Virtio *v)
+{
+    assert_never_differed(v->vm);
+    virtio_free_queues(v);
+    g_free(v->pci->pdev);
+    g_free(v->pci);
+    alloc_destroy(&v->alloc);
+    snapshot_vm_end(v->vm);
+}
+
+static void virtio_save(Virtio *v)
+{
+    unsigned i;
+
+    snapshot_save(v->vm, 0);
+    for (i = 0; i < v->nr; i++) {
+        v->saved[i] = *v->vq[i];
+    }
+}
+
+static void virtio_restore(Virtio *v, int round)
+{
+    unsigned i;
+
+    restore(v->vm, round);
+    for (i = 0; i < v->nr; i++) {
+        *v->vq[i] = v->saved[i];
+    }
+}
+
+/* How many requests of a queue were completed since its begin */
+static uint16_t virtio_used(Virtio *v, unsigned queue)
+{
+    return qtest_readw(v->vm->qts, v->vq[queue]->used + 2);
+}
+
+/* Send @out at @addr, with room for @in bytes behind it, and do not wait. */
+static uint32_t virtio_send(Virtio *v, unsigned queue, uint64_t addr,
+                            const void *out, size_t size, size_t in)
+{
+    QTestState *qts = v->vm->qts;
+    uint32_t head;
+
+    qtest_memwrite(qts, addr, out, size);
+    head = qvirtqueue_add(qts, v->vq[queue], addr, size, false, true);
+    qvirtqueue_add(qts, v->vq[queue], addr + size, in, true, false);
+    qvirtqueue_kick(qts, v->d, v->vq[queue], head);
+    return head;
+}
+
+static void virtio_command(Virtio *v, unsigned queue, const void *out,
+                           size_t size, void *in, size_t room)
+{
+    uint32_t head = virtio_send(v, queue, VIRTIO_DATA, out, size, room);
+
+    qvirtio_wait_used_elem(v->vm->qts, v->d, v->vq[queue], head, NULL,
+                           10 * 1000 * 1000);
+    qtest_memread(v->vm->qts, VIRTIO_DATA + size, in, room);
+}
+
+enum { SND_CONTROL, SND_EVENT, SND_TX, SND_RX };
+
+#define SND_PERIOD      4096
+
+static void snd_command(Virtio *v, uint32_t code, uint32_t stream)
+{
+    struct virtio_snd_pcm_hdr hdr = {
+        .hdr.code = cpu_to_le32(code),
+        .stream_id = cpu_to_le32(stream),
+    };
+    uint32_t status;
+
+    virtio_command(v, SND_CONTROL, &hdr, sizeof(hdr), &status, sizeof(status));
+    g_assert_cmphex(le32_to_cpu(status), ==, VIRTIO_SND_S_OK);
+}
+
+static void snd_prepare(Virtio *v, uint32_t stream, uint8_t channels)
+{
+    struct virtio_snd_pcm_set_params params = {
+        .hdr.hdr.code = cpu_to_le32(VIRTIO_SND_R_PCM_SET_PARAMS),
+        .hdr.stream_id = cpu_to_le32(stream),
+        .buffer_bytes = cpu_to_le32(4 * SND_PERIOD),
+        .period_bytes = cpu_to_le32(SND_PERIOD),
+        .channels = channels,
+        .format = VIRTIO_SND_PCM_FMT_S16,
+        .rate = VIRTIO_SND_PCM_RATE_44100,
+    };
+    uint32_t status;
+
+    virtio_command(v, SND_CONTROL, &params, sizeof(params), &status,
+                   sizeof(status));
+    g_assert_cmphex(le32_to_cpu(status), ==, VIRTIO_SND_S_OK);
+    snd_command(v, VIRTIO_SND_R_PCM_PREPARE, stream);
+}
+
+static uint8_t snd_channels(Virtio *v, uint32_t stream)
+{
+    struct virtio_snd_query_info query = {
+        .hdr.code = cpu_to_le32(VIRTIO_SND_R_PCM_INFO),
+        .start_id = cpu_to_le32(stream),
+        .count = cpu_to_le32(1),
+        .size = cpu_to_le32(sizeof(struct virtio_snd_pcm_info)),
+    };
+    struct {
+        struct virtio_snd_hdr hdr;
+        struct virtio_snd_pcm_info info;
+    } QEMU_PACKED answer;
+
+    virtio_command(v, SND_CONTROL, &query, sizeof(query), &answer,
+                   sizeof(answer));
+    g_assert_cmphex(le32_to_cpu(answer.hdr.code), ==, VIRTIO_SND_S_OK);
+    return answer.info.channels_max;
+}
+
+/* Three periods of sound to be played, three to be recorded */
+static void snd_queue(Virtio *v)
+{
+    g_autofree uint8_t *sound = g_malloc0(4 + SND_PERIOD);
+    unsigned i;
+
+    for (i = 0; i < 3; i++) {
+        stl_le_p(sound, 0);
+        virtio_send(v, SND_TX, VIRTIO_DATA + (i + 1) * 64 * KiB, sound,
+                    4 + SND_PERIOD, 8);
+        stl_le_p(sound, 1);
+        virtio_send(v, SND_RX, VIRTIO_DATA + (i + 4) * 64 * KiB, sound, 4,
+                    SND_PERIOD + 8);
+    }
+}
+
+/*
+ * Catches: streams of virtio-sound whose parameters are not restored, or which
+ * stay stopped or started; buffers that are lost, or returned twice, or that
+ * the device has kept from a driver that reset it.
+ */
+static void test_sound(const void *machine)
+{
+    Virtio v = virtio_start(machine, "virtio-sound-pci,audiodev=a", 4,
+                            "-audiodev none,id=a");
+    QTestState *qts = v.vm->qts;
+    int i;
+
+    for (i = 0; i < 2; i++) {
+        snd_prepare(&v, i, 1);
+        snd_command(&v, VIRTIO_SND_R_PCM_START, i);
+    }
+    snd_queue(&v);
+    /* 46 ms each: something of the first ones */
+    qtest_clock_step(qts, 20 * MS);
+    g_assert_cmpuint(virtio_used(&v, SND_TX), <, 3);
+    g_assert_cmpuint(virtio_used(&v, SND_RX), ==, 0);
+    virtio_save(&v);
+
+    for (i = 0; i < 6; i++) {
+        if (i & 2) {
+            qtest_clock_step(qts, 1000 * MS);
+            g_assert_cmpuint(virtio_used(&v, SND_TX), ==, 3);
+            g_assert_cmpuint(virtio_used(&v, SND_RX), ==, 3);
+            snd_queue(&v);
+        }
+        if (i & 4) {
+            v.d->bus->set_status(v.d, 0);
+        } else {
+            snd_command(&v, VIRTIO_SND_R_PCM_STOP, 0);
+            snd_command(&v, VIRTIO_SND_R_PCM_STOP, 1);
+            snd_prepare(&v, 0, 2);
+            g_assert_cmpuint(snd_channels(&v, 0), ==, 2);
+        }
+        virtio_restore(&v, i);
+        g_assert_cmpuint(virtio_used(&v, SND_TX), <, 3);
+        g_assert_cmpuint(virtio_used(&v, SND_RX), ==, 0);
+        g_assert_cmpuint(snd_channels(&v, 0), ==, 1);
+        qtest_clock_step(qts, 1000 * MS);
+        g_assert_cmpuint(virtio_used(&v, SND_TX), ==, 3);
+        g_assert_cmpuint(virtio_used(&v, SND_RX), ==, 3);
+        snd_queue(&v);
+        qtest_clock_step(qts, 1000 * MS);
+        g_assert_cmpuint(virtio_used(&v, SND_TX), ==, 6);
+        g_assert_cmpuint(virtio_used(&v, SND_RX), ==, 6);
+        virtio_restore(&v, i);
+    }
+
+    virtio_free_queues(&v);
+    virtio_init(&v);
+    snd_prepare(&v, 0, 1);
+    snd_command(&v, VIRTIO_SND_R_PCM_START, 0);
+    qtest_clock_step(qts, 1000 * MS);
+    g_assert_cmpuint(virtio_used(&v, SND_TX), ==, 0);
+    virtio_end(&v);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -690,6 +942,9 @@ int main(int argc, char **argv)
         snapshot_add_tests("usb", test_usb);
         snapshot_add_tests("usb-net", test_usb_net);
         snapshot_add_tests("usb-serial", test_usb_serial);
+    }
+    if (qtest_has_device("virtio-sound-pci")) {
+        snapshot_add_tests("virtio-sound", test_sound);
     }
     return g_test_run();
 }
