@@ -250,6 +250,11 @@ PATCHED = (
     Device('usb-serial', '-chardev socket,id=echo,path=ECHO '
            '-device usb-serial,bus=xhci.0,chardev=echo', 'ftdi_sio',
            'serial=/dev/ttyUSB0', 'echoes', 'what was on its way is lost'),
+    Device('nvme, nvme-ns', DISK.format('nvme1') + 'snapshot=on ' +
+           DISK.format('nvme2') + 'snapshot=on -device nvme,id=nvme,serial=1 '
+           '-device nvme-ns,bus=nvme,drive=nvme1 '
+           '-device nvme-ns,bus=nvme,drive=nvme2', 'nvme',
+           'disk=/dev/nvme0n1 disk=/dev/nvme0n2', READS, CONTENT),
 )
 
 EDU = (
@@ -260,7 +265,9 @@ EDU = (
 
 # What the machine is refused for, asked right after it was made
 REFUSED = {
-    'nvme': '-device nvme,serial=1',
+    'nvme, zoned': '-device nvme-subsys,id=s -device nvme,serial=1,subsys=s '
+                   '-drive if=none,id=d,driver=null-co,size=1048576 '
+                   '-device nvme-ns,drive=d,zoned=on,zoned.zone_size=64K',
     'ufs': '-device ufs',
     'rocker': '-device rocker,name=r',
     'virtio-crypto': '-object cryptodev-backend-builtin,id=c '

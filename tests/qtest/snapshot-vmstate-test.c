@@ -923,6 +923,290 @@ static void test_sound(const void *machine)
     virtio_end(&v);
 }
 
+/* An NVMe controller with two namespaces, and its queues */
+#define NVME_ASQ        (4 * MiB)
+#define NVME_ACQ        (NVME_ASQ + 4 * KiB)
+#define NVME_SQ         (NVME_ASQ + 8 * KiB)
+#define NVME_CQ         (NVME_ASQ + 12 * KiB)
+#define NVME_DATA       (NVME_ASQ + 16 * KiB)
+#define NVME_ENTRIES    16
+#define NVME_CC         0x14
+#define NVME_CSTS       0x1c
+#define NVME_AQA        0x24
+#define NVME_DOORBELLS  0x1000
+
+enum {
+    NVME_CREATE_SQ = 1, NVME_GET_LOG, NVME_DELETE_CQ = 4, NVME_CREATE_CQ,
+    NVME_IDENTIFY, NVME_SET_FEATURE = 9, NVME_GET_FEATURE, NVME_AER = 12,
+    NVME_ATTACH = 21, NVME_DELETE_SQ = 0, NVME_READ = 2,
+};
+
+#define NVME_TEMPERATURE        4
+#define NVME_WRITE_CACHE        6
+#define NVME_ASYNC_CONFIG       11
+
+typedef struct NVMe {
+    SnapshotVM *vm;
+    QPCIDevice *dev;
+    QPCIBar bar;
+    uint16_t tail, head, phase;         /* of the admin queues */
+} NVMe;
+
+static void nvme_enable(NVMe *v, uint64_t sq, uint64_t cq)
+{
+    int tries;
+
+    qtest_memset(v->vm->qts, cq, 0, 4096);
+    qpci_io_writel(v->dev, v->bar, NVME_CC, 0);
+    qpci_io_writel(v->dev, v->bar, NVME_AQA,
+                   (NVME_ENTRIES - 1) << 16 | (NVME_ENTRIES - 1));
+    qpci_io_writeq(v->dev, v->bar, NVME_AQA + 4, sq);
+    qpci_io_writeq(v->dev, v->bar, NVME_AQA + 12, cq);
+    qpci_io_writel(v->dev, v->bar, NVME_CC, 4 << 20 | 6 << 16 | 1);
+    for (tries = 0; !(qpci_io_readl(v->dev, v->bar, NVME_CSTS) & 1); tries++) {
+        g_assert_cmpint(tries, <, 1000);
+        g_usleep(1000);
+    }
+    v->tail = v->head = 0;
+    v->phase = 1;
+}
+
+static void nvme_doorbell(NVMe *v, unsigned queue, bool completion,
+                          uint16_t value)
+{
+    qpci_io_writel(v->dev, v->bar,
+                   NVME_DOORBELLS + queue * 8 + completion * 4, value);
+}
+
+static void nvme_submit(NVMe *v, uint64_t at, uint8_t opcode, uint16_t cid,
+                        uint32_t nsid, uint64_t data, uint32_t dw10,
+                        uint32_t dw11)
+{
+    uint8_t cmd[64] = { opcode };
+
+    stw_le_p(cmd + 2, cid);
+    stl_le_p(cmd + 4, nsid);
+    stq_le_p(cmd + 24, data);
+    stl_le_p(cmd + 40, dw10);
+    stl_le_p(cmd + 44, dw11);
+    qtest_memwrite(v->vm->qts, at, cmd, sizeof(cmd));
+}
+
+static void nvme_send(NVMe *v, uint8_t opcode, uint16_t cid, uint32_t nsid,
+                      uint32_t dw10, uint32_t dw11)
+{
+    nvme_submit(v, NVME_ASQ + v->tail * 64, opcode, cid, nsid, NVME_DATA, dw10,
+                dw11);
+    v->tail = (v->tail + 1) % NVME_ENTRIES;
+    nvme_doorbell(v, 0, false, v->tail);
+}
+
+/* Returns: the result of the next completion, which has to be that of @cid */
+static uint32_t nvme_wait(NVMe *v, uint16_t cid)
+{
+    uint64_t at = NVME_ACQ + v->head * 16;
+    uint32_t result;
+    int tries;
+
+    for (tries = 0; (qtest_readw(v->vm->qts, at + 14) & 1) != v->phase;
+         tries++) {
+        g_assert_cmpint(tries, <, 5000);
+        g_usleep(1000);
+    }
+    result = qtest_readl(v->vm->qts, at);
+    g_assert_cmphex(qtest_readw(v->vm->qts, at + 12), ==, cid);
+    g_assert_cmphex(qtest_readw(v->vm->qts, at + 14) >> 1, ==, 0);
+    v->head = (v->head + 1) % NVME_ENTRIES;
+    v->phase ^= !v->head;
+    nvme_doorbell(v, 0, true, v->head);
+    return result;
+}
+
+static uint32_t nvme_admin(NVMe *v, uint8_t opcode, uint32_t nsid,
+                           uint32_t dw10, uint32_t dw11)
+{
+    nvme_send(v, opcode, 1, nsid, dw10, dw11);
+    return nvme_wait(v, 1);
+}
+
+static void nvme_create_queues(NVMe *v)
+{
+    nvme_submit(v, NVME_ASQ + v->tail * 64, NVME_CREATE_CQ, 2, 0, NVME_CQ,
+                1 << 16 | 1, 1);        /* of two entries, contiguous */
+    v->tail = (v->tail + 1) % NVME_ENTRIES;
+    nvme_submit(v, NVME_ASQ + v->tail * 64, NVME_CREATE_SQ, 3, 0, NVME_SQ,
+                7 << 16 | 1, 1 << 16 | 1);
+    v->tail = (v->tail + 1) % NVME_ENTRIES;
+    nvme_doorbell(v, 0, false, v->tail);
+    nvme_wait(v, 2);
+    nvme_wait(v, 3);
+}
+
+static void nvme_delete_queues(NVMe *v)
+{
+    nvme_admin(v, NVME_DELETE_SQ, 0, 1, 0);
+    nvme_admin(v, NVME_DELETE_CQ, 0, 1, 0);
+}
+
+/* Namespace 2, at controller 0 */
+static void nvme_attach(NVMe *v, bool attach)
+{
+    qtest_writel(v->vm->qts, NVME_DATA, 0 << 16 | 1);
+    nvme_admin(v, NVME_ATTACH, 2, !attach, 0);
+}
+
+static bool nvme_is_attached(NVMe *v)
+{
+    nvme_admin(v, NVME_IDENTIFY, 0, 2, 0);
+    g_assert_cmpuint(qtest_readl(v->vm->qts, NVME_DATA), ==, 1);
+    return qtest_readl(v->vm->qts, NVME_DATA + 4) == 2;
+}
+
+/* Returns: which of the reads is the nth to be completed */
+static unsigned nvme_wait_read(NVMe *v, unsigned n)
+{
+    uint64_t at = NVME_CQ + n % 2 * 16;
+    int tries;
+
+    for (tries = 0; (qtest_readw(v->vm->qts, at + 14) & 1) == n / 2 % 2;
+         tries++) {
+        g_assert_cmpint(tries, <, 5000);
+        g_usleep(1000);
+    }
+    g_assert_cmphex(qtest_readw(v->vm->qts, at + 14) >> 1, ==, 0);
+    nvme_doorbell(v, 1, true, (n + 1) % 2);
+    return qtest_readw(v->vm->qts, at + 12) - 0x100;
+}
+
+static void nvme_assert_saved(NVMe *v)
+{
+    unsigned i, reads = 0;
+
+    g_assert_cmphex(nvme_admin(v, NVME_GET_FEATURE, 0, NVME_TEMPERATURE, 0),
+                    ==, 0x150);
+    g_assert_cmphex(nvme_admin(v, NVME_GET_FEATURE, 0, NVME_ASYNC_CONFIG, 0),
+                    ==, 0x100);
+    g_assert_cmphex(nvme_admin(v, NVME_GET_FEATURE, 0, NVME_WRITE_CACHE, 0),
+                    ==, 0);
+    g_assert_false(nvme_is_attached(v));
+    for (i = 0; i < 3; i++) {
+        reads |= 1 << nvme_wait_read(v, i);
+    }
+    g_assert_cmphex(reads, ==, 7);
+
+    /* One event was told, and is masked until it is read. */
+    nvme_admin(v, NVME_GET_LOG, 0xffffffff, 1023 << 16 | 4, 0);
+    g_assert_cmpuint(qtest_readl(v->vm->qts, NVME_DATA), ==, 2);
+    qtest_writel(v->vm->qts, NVME_DATA, 0 << 16 | 1);
+    nvme_send(v, NVME_ATTACH, 2, 2, 0, 0);
+    g_assert_cmphex(nvme_wait(v, 0xaa), ==, 0x040002);
+    nvme_wait(v, 2);
+    g_assert_true(nvme_is_attached(v));
+}
+
+/*
+ * Catches: queues, requests that wait for a place in a full queue or for an
+ * event, features, or namespaces that were detached, which are not restored; a
+ * controller that keeps anything of a later life.
+ */
+static void test_nvme(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -nodefaults -m 16 "
+        "-blockdev null-co,node-name=a,size=1048576,read-zeroes=on,read-only=on "
+        "-blockdev null-co,node-name=b,size=2097152,read-zeroes=on,read-only=on "
+        "-device nvme,serial=1,id=n,addr=10 "
+        "-device nvme-ns,bus=n,drive=a,nsid=1 "
+        "-device nvme-ns,bus=n,drive=b,nsid=2", (const char *)machine);
+    NVMe v = { .vm = vm, .dev = find(vm, 0x10) }, saved;
+    int i;
+
+    v.bar = qpci_iomap(v.dev, 0, NULL);
+    nvme_enable(&v, NVME_ASQ, NVME_ACQ);
+    nvme_admin(&v, NVME_SET_FEATURE, 0, NVME_TEMPERATURE, 0x150);
+    nvme_admin(&v, NVME_SET_FEATURE, 0, NVME_ASYNC_CONFIG, 0x100);
+    nvme_admin(&v, NVME_SET_FEATURE, 0, NVME_WRITE_CACHE, 0);
+    g_assert_true(nvme_is_attached(&v));
+    nvme_send(&v, NVME_AER, 0xaa, 0, 0, 0);
+    nvme_send(&v, NVME_AER, 0xbb, 0, 0, 0);
+    qtest_writel(vm->qts, NVME_DATA, 0 << 16 | 1);
+    nvme_send(&v, NVME_ATTACH, 2, 2, 1, 0);
+    g_assert_cmphex(nvme_wait(&v, 0xbb), ==, 0x040002);
+    nvme_wait(&v, 2);
+
+    nvme_create_queues(&v);
+    for (i = 0; i < 3; i++) {
+        nvme_submit(&v, NVME_SQ + i * 64, NVME_READ, 0x100 + i, 1,
+                    NVME_DATA, i, 0);
+    }
+    nvme_doorbell(&v, 1, false, 3);
+    snapshot_save(vm, 0);
+    saved = v;
+
+    for (i = 0; i < 8; i++) {
+        switch (i / 2) {
+        case 0:
+            nvme_enable(&v, NVME_DATA, NVME_DATA + 4 * KiB);
+            break;
+        case 1:
+            nvme_assert_saved(&v);
+            nvme_delete_queues(&v);
+            break;
+        case 2:
+            nvme_delete_queues(&v);
+            nvme_admin(&v, NVME_SET_FEATURE, 0, NVME_TEMPERATURE, 0x160);
+            nvme_admin(&v, NVME_SET_FEATURE, 0, NVME_ASYNC_CONFIG, 0);
+            nvme_admin(&v, NVME_SET_FEATURE, 0, NVME_WRITE_CACHE, 1);
+            nvme_attach(&v, true);
+            break;
+        case 3:
+            nvme_send(&v, NVME_AER, 0xcc, 0, 0, 0);
+            nvme_send(&v, NVME_AER, 0xdd, 0, 0, 0);
+            nvme_wait_read(&v, 0);
+            break;
+        }
+        restore(vm, i);
+        v = saved;
+        nvme_assert_saved(&v);
+        restore(vm, i);
+        v = saved;
+    }
+    assert_never_differed(vm);
+    g_free(v.dev);
+    snapshot_vm_end(vm);
+}
+
+static const struct {
+    const char *args;
+    const char *text;
+} nvme_refused[] = {
+    { ",cmb_size_mb=1", "memory buffer" },
+    { ",pmrdev=m -object memory-backend-ram,id=m,size=1M", "memory region" },
+    { ",subsys=s,sriov_max_vfs=1,sriov_vq_flexible=2,sriov_vi_flexible=1",
+      "virtual functions" },
+    { ",subsys=s -device nvme-ns,drive=a,zoned=on,zoned.zone_size=64K",
+      "zoned" },
+    { ",subsys=f -device nvme-ns,drive=a,fdp.ruhs=0", "data placement" },
+};
+
+/* Catches: a save that would lose what the controller cannot save. */
+static void test_nvme_refused(const void *machine)
+{
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(nvme_refused); i++) {
+        SnapshotVM *vm = snapshot_vm_start(
+            ",allow-writable-disks=on", "-M %s -nodefaults -m 16 "
+            "-blockdev null-co,node-name=a,size=1048576,read-zeroes=on "
+            "-device nvme-subsys,id=s -device nvme-subsys,id=f,fdp=on,"
+            "fdp.nruh=2 -device nvme,serial=1,addr=10%s",
+            (const char *)machine, nvme_refused[i].args);
+
+        snapshot_qmp_refused(vm, "save", 0, nvme_refused[i].text);
+        snapshot_vm_end(vm);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -945,6 +1229,10 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("virtio-sound-pci")) {
         snapshot_add_tests("virtio-sound", test_sound);
+    }
+    if (qtest_has_device("nvme")) {
+        snapshot_add_tests("nvme", test_nvme);
+        snapshot_add_test("q35", "dirty", "nvme-refused", test_nvme_refused);
     }
     return g_test_run();
 }
