@@ -255,6 +255,10 @@ PATCHED = (
            '-device nvme-ns,bus=nvme,drive=nvme1 '
            '-device nvme-ns,bus=nvme,drive=nvme2', 'nvme',
            'disk=/dev/nvme0n1 disk=/dev/nvme0n2', READS, CONTENT),
+    Device('virtio-crypto', '-object cryptodev-backend-builtin,id=c '
+           '-device virtio-crypto-pci,cryptodev=c',
+           'virtio_crypto,algif_skcipher', 'crypto=cbc',
+           'encrypting and decrypting'),
 )
 
 EDU = (
@@ -270,8 +274,6 @@ REFUSED = {
                    '-device nvme-ns,drive=d,zoned=on,zoned.zone_size=64K',
     'ufs': '-device ufs',
     'rocker': '-device rocker,name=r',
-    'virtio-crypto': '-object cryptodev-backend-builtin,id=c '
-                     '-device virtio-crypto-pci,cryptodev=c',
     'usb-audio': '-audiodev none,id=a -device qemu-xhci '
                  '-device usb-audio,audiodev=a',
     'usb-uas': '-device qemu-xhci -device usb-uas',

@@ -19,6 +19,7 @@
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "snapshot-utils.h"
+#include "standard-headers/linux/virtio_crypto.h"
 #include "standard-headers/linux/virtio_ring.h"
 #include "standard-headers/linux/virtio_snd.h"
 
@@ -923,6 +924,124 @@ static void test_sound(const void *machine)
     virtio_end(&v);
 }
 
+enum { CRYPTO_DATA, CRYPTO_CONTROL };
+
+/* Returns: the identifier of a session that encrypts with this key */
+static uint64_t crypto_create(Virtio *v, uint8_t key)
+{
+    struct {
+        struct virtio_crypto_op_ctrl_req req;
+        uint8_t key[16];
+    } QEMU_PACKED msg = { };
+    struct virtio_crypto_sym_create_session_req sym = { };
+    struct virtio_crypto_session_input in;
+
+    msg.req.header.opcode = cpu_to_le32(VIRTIO_CRYPTO_CIPHER_CREATE_SESSION);
+    sym.op_type = cpu_to_le32(VIRTIO_CRYPTO_SYM_OP_CIPHER);
+    sym.u.cipher.para.algo = cpu_to_le32(VIRTIO_CRYPTO_CIPHER_AES_CBC);
+    sym.u.cipher.para.keylen = cpu_to_le32(sizeof(msg.key));
+    sym.u.cipher.para.op = cpu_to_le32(VIRTIO_CRYPTO_OP_ENCRYPT);
+    msg.req.u.sym_create_session = sym;
+    memset(msg.key, key, sizeof(msg.key));
+    virtio_command(v, CRYPTO_CONTROL, &msg, sizeof(msg), &in, sizeof(in));
+    g_assert_cmphex(le32_to_cpu(in.status), ==, VIRTIO_CRYPTO_OK);
+    return le64_to_cpu(in.session_id);
+}
+
+static uint8_t crypto_destroy(Virtio *v, uint64_t id)
+{
+    struct virtio_crypto_op_ctrl_req req = { };
+    uint8_t status;
+
+    req.header.opcode = cpu_to_le32(VIRTIO_CRYPTO_CIPHER_DESTROY_SESSION);
+    req.u.destroy_session.session_id = cpu_to_le64(id);
+    virtio_command(v, CRYPTO_CONTROL, &req, sizeof(req), &status, 1);
+    return status;
+}
+
+typedef struct CryptoRequest {
+    struct virtio_crypto_op_data_req req;
+    uint8_t iv[16];
+    uint8_t data[16];
+} QEMU_PACKED CryptoRequest;
+
+static CryptoRequest crypto_request(uint64_t id)
+{
+    struct virtio_crypto_cipher_para para = { };
+    CryptoRequest msg = { };
+
+    msg.req.header.opcode = cpu_to_le32(VIRTIO_CRYPTO_CIPHER_ENCRYPT);
+    msg.req.header.session_id = cpu_to_le64(id);
+    msg.req.u.sym_req.op_type = cpu_to_le32(VIRTIO_CRYPTO_SYM_OP_CIPHER);
+    para.iv_len = cpu_to_le32(sizeof(msg.iv));
+    para.src_data_len = cpu_to_le32(sizeof(msg.data));
+    para.dst_data_len = cpu_to_le32(sizeof(msg.data));
+    msg.req.u.sym_req.u.cipher.para = para;
+    return msg;
+}
+
+static uint8_t crypto_encrypt(Virtio *v, uint64_t id, uint8_t result[16])
+{
+    CryptoRequest msg = crypto_request(id);
+    uint8_t in[17];
+
+    virtio_command(v, CRYPTO_DATA, &msg, sizeof(msg), in, sizeof(in));
+    memcpy(result, in, 16);
+    return in[16];
+}
+
+/*
+ * Catches: sessions that are lost or have another key or identifier; sessions
+ * of a later life which the back end keeps, until it has no place for more; a
+ * request that is forgotten if it came when the machine was stopped.
+ */
+static void test_crypto(const void *machine)
+{
+    Virtio v = virtio_start(machine, "virtio-crypto-pci,cryptodev=c", 2,
+                            "-object cryptodev-backend-builtin,id=c");
+    uint8_t expected[16], result[16];
+    CryptoRequest msg;
+    uint32_t head;
+    int i, n;
+
+    g_assert_cmpuint(crypto_create(&v, 0x11), ==, 0);
+    g_assert_cmpuint(crypto_create(&v, 0x22), ==, 1);
+    g_assert_cmpuint(crypto_create(&v, 0x33), ==, 2);
+    g_assert_cmpuint(crypto_encrypt(&v, 2, expected), ==, VIRTIO_CRYPTO_OK);
+    g_assert_cmpuint(crypto_destroy(&v, 0), ==, VIRTIO_CRYPTO_OK);
+    g_assert_cmpuint(crypto_destroy(&v, 1), ==, VIRTIO_CRYPTO_OK);
+    virtio_save(&v);
+
+    for (i = 0; i < 40; i++) {
+        for (n = 0; n < 9; n++) {
+            crypto_create(&v, i);
+        }
+        if (i & 2) {
+            g_assert_cmpuint(crypto_destroy(&v, 2), ==, VIRTIO_CRYPTO_OK);
+        }
+        virtio_restore(&v, i);
+        g_assert_cmpuint(crypto_encrypt(&v, 2, result), ==, VIRTIO_CRYPTO_OK);
+        g_assert_cmpmem(result, 16, expected, 16);
+        g_assert_cmpuint(crypto_destroy(&v, 0), !=, VIRTIO_CRYPTO_OK);
+        g_assert_cmpuint(crypto_encrypt(&v, 0, result), !=, VIRTIO_CRYPTO_OK);
+        for (n = 0; n < 2; n++) {
+            g_assert_cmpuint(crypto_create(&v, 0x33), ==, n);
+            g_assert_cmpuint(crypto_encrypt(&v, n, result), ==,
+                             VIRTIO_CRYPTO_OK);
+            g_assert_cmpmem(result, 16, expected, 16);
+        }
+        virtio_restore(&v, i);
+    }
+
+    qtest_qmp_assert_success(v.vm->qts, "{ 'execute': 'stop' }");
+    msg = crypto_request(2);
+    head = virtio_send(&v, CRYPTO_DATA, VIRTIO_DATA, &msg, sizeof(msg), 17);
+    qtest_qmp_assert_success(v.vm->qts, "{ 'execute': 'cont' }");
+    qvirtio_wait_used_elem(v.vm->qts, v.d, v.vq[CRYPTO_DATA], head, NULL,
+                           10 * 1000 * 1000);
+    virtio_end(&v);
+}
+
 /* An NVMe controller with two namespaces, and its queues */
 #define NVME_ASQ        (4 * MiB)
 #define NVME_ACQ        (NVME_ASQ + 4 * KiB)
@@ -1229,6 +1348,9 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("virtio-sound-pci")) {
         snapshot_add_tests("virtio-sound", test_sound);
+    }
+    if (qtest_has_device("virtio-crypto-pci")) {
+        snapshot_add_tests("virtio-crypto", test_crypto);
     }
     if (qtest_has_device("nvme")) {
         snapshot_add_tests("nvme", test_nvme);
