@@ -997,7 +997,9 @@ static uint8_t crypto_encrypt(Virtio *v, uint64_t id, uint8_t result[16])
  */
 static void test_crypto(const void *machine)
 {
-    Virtio v = virtio_start(machine, "virtio-crypto-pci,cryptodev=c", 2,
+    /* With ioeventfd, each queue is notified when the machine goes on. */
+    Virtio v = virtio_start(machine,
+                            "virtio-crypto-pci,cryptodev=c,ioeventfd=off", 2,
                             "-object cryptodev-backend-builtin,id=c");
     uint8_t expected[16], result[16];
     CryptoRequest msg;
@@ -1232,8 +1234,10 @@ static void test_nvme(const void *machine)
 {
     SnapshotVM *vm = snapshot_vm_start(
         ",verify=on", "-M %s -nodefaults -m 16 "
-        "-blockdev null-co,node-name=a,size=1048576,read-zeroes=on,read-only=on "
-        "-blockdev null-co,node-name=b,size=2097152,read-zeroes=on,read-only=on "
+        "-blockdev null-co,node-name=a,size=1048576,read-zeroes=on,"
+        "read-only=on "
+        "-blockdev null-co,node-name=b,size=2097152,read-zeroes=on,"
+        "read-only=on "
         "-device nvme,serial=1,id=n,addr=10 "
         "-device nvme-ns,bus=n,drive=a,nsid=1 "
         "-device nvme-ns,bus=n,drive=b,nsid=2", (const char *)machine);
