@@ -542,7 +542,7 @@ static void task_tpm(void)
     }
 }
 
-/* Let the kernel encrypt, or decrypt, by the cipher that is bound to a socket. */
+/* Let the kernel encrypt or decrypt, by the cipher that is bound to a socket */
 static void cipher(int fd, bool encrypt, const uint8_t *from, uint8_t *to,
                   size_t length)
 {
