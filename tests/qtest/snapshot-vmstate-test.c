@@ -1330,6 +1330,116 @@ static void test_nvme_refused(const void *machine)
     }
 }
 
+static const struct {
+    const char *args;
+    const char *section;
+    unsigned skip;              /* PCI's configuration has to be the same */
+} streams[] = {
+    { "-device edu,addr=10", "/edu", 290 },
+    { "-device pci-testdev,addr=10", "/pci-testdev", 290 },
+    { "-netdev user,id=n -device piix3-usb-uhci,id=u -device "
+      "usb-net,netdev=n,bus=u.0", "/usb-net", 8 },
+    { "-chardev null,id=c -device piix3-usb-uhci,id=u -device "
+      "usb-serial,chardev=c,bus=u.0", "/usb-serial", 8 },
+    { "-audiodev none,id=a -device virtio-sound-pci,audiodev=a",
+      "/virtio-sound-device", 300 },
+    { "-object cryptodev-backend-builtin,id=c "
+      "-device virtio-crypto-pci,cryptodev=c", "/virtio-crypto", 300 },
+    { "-blockdev null-co,node-name=a,size=1048576,read-only=on "
+      "-device nvme,serial=1,drive=a", "/nvme", 4110 },
+};
+
+/* Returns: how a migration ended; the caller frees it */
+static char *migration_end(QTestState *qts)
+{
+    int tries;
+
+    for (tries = 0; tries < 3000; tries++) {
+        QDict *info = qtest_qmp_assert_success_ref(
+            qts, "{ 'execute': 'query-migrate' }");
+        const char *status = qdict_get_try_str(info, "status");
+        g_autofree char *end = NULL;
+
+        if (!g_strcmp0(status, "completed") || !g_strcmp0(status, "failed")) {
+            end = g_strdup(status);
+        }
+        qobject_unref(info);
+        if (end) {
+            return g_steal_pointer(&end);
+        }
+        g_usleep(10 * 1000);
+    }
+    g_error("a migration does not end");
+}
+
+/* Catches: a stream that ends QEMU, when it is loaded or by what is loaded. */
+static void test_stream(const void *machine)
+{
+    g_autofree char *dir = g_dir_make_tmp("snapshot-vmstate-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "stream", NULL);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    g_autoptr(GRand) rand = g_rand_new_with_seed(1);
+    unsigned i, n, bytes;
+
+    for (i = 0; i < ARRAY_SIZE(streams); i++) {
+        g_autofree char *stream = NULL, *end = NULL;
+        QTestState *qts = qtest_initf("-M %s -nodefaults -m 16 %s",
+                                      (const char *)machine, streams[i].args);
+        gsize size, begin, last;
+        char *name, footer[5] = { 0x7e };
+
+        g_test_message("%s", streams[i].args);
+        qtest_qmp_assert_success(qts, "{ 'execute': 'migrate', 'arguments': {"
+                                 " 'uri': %s } }", uri);
+        end = migration_end(qts);
+        g_assert_cmpstr(end, ==, "completed");
+        qtest_quit(qts);
+        g_assert_true(g_file_get_contents(path, &stream, &size, NULL));
+        name = memmem(stream, size, streams[i].section,
+                      strlen(streams[i].section));
+        g_assert_nonnull(name);
+        begin = name - stream + strlen(streams[i].section);
+        /* Behind the section, its identifier comes once more. */
+        while ((uint8_t)name[-1] != begin - (name - stream)) {
+            name--;
+            g_assert_true(name > stream + 6);
+        }
+        memcpy(footer + 1, name - 5, 4);
+        name = memmem(stream + begin, size - begin, footer, sizeof(footer));
+        g_assert_nonnull(name);
+        last = name - stream - 1;
+
+        for (n = 0; n < 12; n++) {
+            g_autofree char *other = g_memdup2(stream, size);
+            g_autofree char *how = NULL;
+
+            if (n < 4) {
+                other[last - n] ^= 1;
+            }
+            for (bytes = 0; n >= 4 && bytes < 16; bytes++) {
+                gsize at = begin + streams[i].skip +
+                    g_rand_int_range(rand, 0, n & 1 ? 250 : 2500);
+
+                if (at <= last) {
+                    other[at] = g_rand_int(rand);
+                }
+            }
+            g_assert_true(g_file_set_contents(path, other, size, NULL));
+            qts = qtest_initf("-M %s -nodefaults -m 16 %s -incoming defer",
+                              (const char *)machine, streams[i].args);
+            qtest_qmp_assert_success(
+                qts, "{ 'execute': 'migrate-incoming', 'arguments': {"
+                " 'uri': %s, 'exit-on-error': false } }", uri);
+            how = migration_end(qts);
+            g_test_message("%u: %s", n, how);
+            qtest_clock_step(qts, 500 * MS);
+            qtest_quit(qts);
+        }
+    }
+    unlink(path);
+    rmdir(dir);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -1360,5 +1470,6 @@ int main(int argc, char **argv)
         snapshot_add_tests("nvme", test_nvme);
         snapshot_add_test("q35", "dirty", "nvme-refused", test_nvme_refused);
     }
+    snapshot_add_test("q35", "dirty", "stream", test_stream);
     return g_test_run();
 }
