@@ -269,9 +269,7 @@ EDU = (
 
 # What the machine is refused for, asked right after it was made
 REFUSED = {
-    'nvme, zoned': '-device nvme-subsys,id=s -device nvme,serial=1,subsys=s '
-                   '-drive if=none,id=d,driver=null-co,size=1048576 '
-                   '-device nvme-ns,drive=d,zoned=on,zoned.zone_size=64K',
+    'nvme, cmb_size_mb=1': '-device nvme,serial=1,cmb_size_mb=1',
     'ufs': '-device ufs',
     'rocker': '-device rocker,name=r',
     'usb-audio': '-audiodev none,id=a -device qemu-xhci '
