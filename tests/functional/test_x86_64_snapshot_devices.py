@@ -352,6 +352,26 @@ EXPORT = (
            'looks at a file'),
 )
 
+# QEMU does not save them, but for our patches.
+PATCHED = (
+    Device('usb-net', '-device qemu-xhci,id=xhci ' +
+           # Not a local address, or the driver does not call it eth0
+           network(0, 'usb-net,bus=xhci.0,mac=40:00:00:00:00:01'),
+           'xhci-pci,cdc_ether', network_tasks(0), PACKETS, CONNECTIONS),
+    Device('usb-serial', '-chardev socket,id=echo,path=ECHO '
+           '-device usb-serial,bus=xhci.0,chardev=echo', 'ftdi_sio',
+           'serial=/dev/ttyUSB0', 'echoes', 'what was on its way is lost'),
+    Device('nvme, nvme-ns', DISK.format('nvme1') + 'snapshot=on ' +
+           DISK.format('nvme2') + 'snapshot=on -device nvme,id=nvme,serial=1 '
+           '-device nvme-ns,bus=nvme,drive=nvme1 '
+           '-device nvme-ns,bus=nvme,drive=nvme2', 'nvme',
+           'disk=/dev/nvme0n1 disk=/dev/nvme0n2', READS, CONTENT),
+    Device('virtio-crypto', '-object cryptodev-backend-builtin,id=c '
+           '-device virtio-crypto-pci,cryptodev=c',
+           'virtio_crypto,algif_skcipher', 'crypto=cbc',
+           'encrypting and decrypting'),
+)
+
 EDU = (
     Device('edu', '-device edu,addr=0x10', '',
            'register=/sys/bus/pci/devices/0000:00:10.0/resource0:4',
@@ -360,18 +380,11 @@ EDU = (
 
 # What the machine is refused for, asked right after it was made
 REFUSED = {
-    'nvme': '-device nvme,serial=1',
+    'nvme, cmb_size_mb=1': '-device nvme,serial=1,cmb_size_mb=1',
     'ufs': '-device ufs',
     'rocker': '-device rocker,name=r',
-    'virtio-sound': '-audiodev none,id=a -device virtio-sound-pci,audiodev=a',
-    'virtio-crypto': '-object cryptodev-backend-builtin,id=c '
-                     '-device virtio-crypto-pci,cryptodev=c',
     'usb-audio': '-audiodev none,id=a -device qemu-xhci '
                  '-device usb-audio,audiodev=a',
-    'usb-net': '-device qemu-xhci -netdev user,id=n '
-               '-device usb-net,netdev=n',
-    'usb-serial': '-device qemu-xhci -chardev null,id=c '
-                  '-device usb-serial,chardev=c',
     'usb-uas': '-device qemu-xhci -device usb-uas',
     'usb-mtp': '-device qemu-xhci -device usb-mtp,rootdir=/tmp',
     'usb-wacom-tablet': '-device qemu-xhci -device usb-wacom-tablet',
@@ -386,7 +399,7 @@ REFUSED = {
 }
 
 ALL = (VIRTIO + Q35 + PC + PC_MORE + Q35_DISKS + PC_NETS + Q35_MORE + VHOST +
-       TPM + EDU + VHOST_DIRTY + TPM_PPI + EXPORT)
+       TPM + PATCHED + EDU + VHOST_DIRTY + TPM_PPI + EXPORT)
 
 
 def told_by_hand():
@@ -814,11 +827,12 @@ LOADS = {
     'q35_disks': ('q35', Q35_DISKS),
     'pc_nets': ('pc', PC_NETS),
     'q35_more': ('q35', Q35_MORE),
+    'patched': ('q35', PATCHED),
 }
 
 # The others are only run with QEMU_TEST_ALLOW_SLOW.
 SHORT = ('virtio_dirty_msi', 'virtio_dirty_intx', 'q35_dirty_msi',
-         'pc_dirty_intx')
+         'pc_dirty_intx', 'patched_dirty_msi')
 
 
 def add_load(name, ram, irq):

@@ -579,7 +579,7 @@ static const struct {
     const char *args;
     const char *text;
 } unsavable[] = {
-    { "-device nvme,serial=1", "nvme" },
+    { "-device ufs", "ufs" },
     { "-object memory-backend-ram,id=m,size=1M,share=on"
       " -device ivshmem-plain,memdev=m", "peer mode" },
     { DISK " -device virtio-blk-pci,drive=d,id=vda", "vda" },
