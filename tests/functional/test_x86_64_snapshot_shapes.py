@@ -7,6 +7,7 @@
 import os
 from pathlib import Path
 import time
+from unittest import skipUnless
 
 from qemu_test import QemuSystemTest
 from snapshot import build_guest
@@ -72,10 +73,17 @@ class Shapes(QemuSystemTest):
     def test_memory_kind(self):
         """Two NUMA nodes, the guest in the first of them"""
         path = self.scratch_file('memory')
-        for kind in ('ram', 'ram,share=on', 'ram,prealloc=on',
-                     'ram,merge=off,dump=off', 'memfd', 'memfd,share=off',
-                     'shm', f'file,mem-path={path}',
-                     f'file,mem-path={path},share=on'):
+        self.do_memory_kinds('ram', 'ram,share=on', 'ram,prealloc=on',
+                             'ram,merge=off,dump=off', 'memfd',
+                             'memfd,share=off', f'file,mem-path={path}',
+                             f'file,mem-path={path},share=on')
+
+    @skipUnless(os.access('/dev/shm', os.W_OK), 'needs a writable /dev/shm')
+    def test_memory_shm(self):
+        self.do_memory_kinds('shm')
+
+    def do_memory_kinds(self, *kinds):
+        for kind in kinds:
             for ram in 'dirty', 'remap':
                 self.run_case(
                     'ram', '-object', f'memory-backend-{kind},id=m,size=32M',
