@@ -324,9 +324,11 @@ static bool section_serialises_as_saved(const DeviceStateImage *image,
 
 /*
  * Once loaded, a section that is not flat is trusted to be as it was saved, as
- * all are after a reset of the machine.  After a reset, pointers and lengths may
- * be others that are as good: then the list of steps is made anew, as it is of a
- * section that could not be flat when it was saved.
+ * all are after a reset of the machine.
+ *
+ * After a reset, pointers and lengths may be others that are as good: then the
+ * list of steps is made anew, as it is of a section that could not be flat when
+ * it was saved.
  */
 static VMStateFlatState section_check(const DeviceStateImage *image,
                                       DeviceSection *section, bool loaded)

@@ -242,7 +242,8 @@ static void add_memory(VMStateFlat *flat, StepKind kind, void *ptr,
     if (!length) {
         return;
     }
-    if (flat->steps->len > last_part(flat)->steps && last->kind == kind && last->ptr + last->length == ptr &&
+    if (flat->steps->len > last_part(flat)->steps && last->kind == kind &&
+        last->ptr + last->length == ptr &&
         last->follows_host == flat->field_follows_host &&
         last->data + last->length == flat->data->len) {
         g_byte_array_append(flat->data, ptr, length);

@@ -130,8 +130,8 @@ static void test_unknown(const void *machine)
 }
 
 /*
- * Catches: a bridge that is reset while what is behind it, and so reset as well,
- * is not loaded.
+ * Catches: a bridge that is reset while what is behind it, and so is reset as
+ * well, is not loaded.
  */
 static void test_bridge(const void *machine)
 {
