@@ -98,14 +98,15 @@ static VMStateFlat *flat_new(void)
 {
     VMStateFlat *flat = g_new0(VMStateFlat, 1);
 
-    flat->parts = g_array_new(false, false, sizeof(Part));
-    flat->steps = g_array_new(false, false, sizeof(Step));
-    flat->checks = g_array_new(false, false, sizeof(Step));
-    flat->ranges = g_array_new(false, false, sizeof(Range));
-    flat->expected = g_byte_array_new();
-    flat->mask = g_byte_array_new();
-    flat->data = g_byte_array_new();
-    flat->undo = g_byte_array_new();
+    /* So that none is NULL: nothing may be added to that, nor to memset(). */
+    flat->parts = g_array_sized_new(false, false, sizeof(Part), 1);
+    flat->steps = g_array_sized_new(false, false, sizeof(Step), 1);
+    flat->checks = g_array_sized_new(false, false, sizeof(Step), 1);
+    flat->ranges = g_array_sized_new(false, false, sizeof(Range), 1);
+    flat->expected = g_byte_array_sized_new(1);
+    flat->mask = g_byte_array_sized_new(1);
+    flat->data = g_byte_array_sized_new(1);
+    flat->undo = g_byte_array_sized_new(1);
     flat->tmps = g_ptr_array_new_with_free_func(g_free);
     return flat;
 }
