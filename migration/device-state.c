@@ -49,7 +49,6 @@ typedef struct DeviceSection {
 struct DeviceStateImage {
     GArray *sections;
     unsigned clock;             /* the section of it */
-    DeviceStateWay way;
     char *reason;               /* of the last reset */
     GByteArray *data;
 };
@@ -437,6 +436,7 @@ DeviceStateWay qemu_device_state_choose(DeviceStateImage *image)
 {
     G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
     DeviceSection *clock = section_at(image, image->clock);
+    DeviceStateWay way = DEVICE_STATE_RESET_MACHINE;
     unsigned i;
     bool any;
 
@@ -451,16 +451,14 @@ DeviceStateWay qemu_device_state_choose(DeviceStateImage *image)
     cpu_synchronize_all_states();
     /* What is computed from the clock is compared at the time of the save. */
     vmstate_flat_keep(clock->flat);
-    if (vmstate_flat_check(clock->flat, false) == VMSTATE_FLAT_CHANGED &&
-        !vmstate_flat_load(clock->flat)) {
-        image->way = DEVICE_STATE_RESET_MACHINE;
-    } else {
-        image->way = find_changed(image, false, &any);
+    if (vmstate_flat_check(clock->flat, false) != VMSTATE_FLAT_CHANGED ||
+        vmstate_flat_load(clock->flat)) {
+        way = find_changed(image, false, &any);
     }
-    if (image->way == DEVICE_STATE_RESET_MACHINE) {
+    if (way == DEVICE_STATE_RESET_MACHINE) {
         qemu_device_state_unchoose(image);
     }
-    return image->way;
+    return way;
 }
 
 void qemu_device_state_unchoose(DeviceStateImage *image)

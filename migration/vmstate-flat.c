@@ -38,7 +38,6 @@ typedef struct Step {
     union {
         const VMStateDescription *vmsd;
         const VMStateField *field;
-        const char *name;
     };
     unsigned data;              /* what is to be there: offset in the data */
     unsigned length;            /* of that, in bytes */

@@ -40,6 +40,20 @@ static void assert_reason(SnapshotVM *vm, const char *section,
     qobject_unref(info);
 }
 
+/* A machine with a device, its first BAR mapped */
+static SnapshotVM *start(const char *machine, const char *device,
+                         QPCIDevice **dev, QPCIBar *bar)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm -device %s,addr=8",
+                                       machine, device);
+
+    *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+    qpci_device_enable(*dev);
+    *bar = qpci_iomap(*dev, 0, NULL);
+    return vm;
+}
+
 /*
  * Catches: a device that every machine has and that makes each restore slow,
  * whatever the guest does.
@@ -66,15 +80,11 @@ static void test_default(const void *machine)
  */
 static void test_changed(const void *machine)
 {
-    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
-                                       " -rtc clock=vm -device e1000,addr=8",
-                                       (const char *)machine);
-    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
-    unsigned i;
+    QPCIDevice *dev;
     QPCIBar bar;
+    SnapshotVM *vm = start(machine, "e1000", &dev, &bar);
+    unsigned i;
 
-    qpci_device_enable(dev);
-    bar = qpci_iomap(dev, 0, NULL);
     qpci_io_writel(dev, bar, RDTR, 0x1234);
     snapshot_save(vm, 0);
     for (i = 0; i < RESTORES; i++) {
@@ -101,15 +111,11 @@ static void test_changed(const void *machine)
  */
 static void test_unknown(const void *machine)
 {
-    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
-                                       " -rtc clock=vm -device rtl8139,addr=8",
-                                       (const char *)machine);
-    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
-    unsigned i;
+    QPCIDevice *dev;
     QPCIBar bar;
+    SnapshotVM *vm = start(machine, "rtl8139", &dev, &bar);
+    unsigned i;
 
-    qpci_device_enable(dev);
-    bar = qpci_iomap(dev, 0, NULL);
     /* The first byte of its address, when that is unlocked */
     qpci_io_writeb(dev, bar, 0x50, 0xc0);
     qpci_io_writel(dev, bar, 0, 0x12345678);
@@ -168,16 +174,11 @@ static void test_bridge(const void *machine)
  */
 static void test_virtio(const void *machine)
 {
-    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
-                                       " -rtc clock=vm"
-                                       " -device virtio-rng-pci,addr=8",
-                                       (const char *)machine);
-    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
-    unsigned i;
+    QPCIDevice *dev;
     QPCIBar bar;
+    SnapshotVM *vm = start(machine, "virtio-rng-pci", &dev, &bar);
+    unsigned i;
 
-    qpci_device_enable(dev);
-    bar = qpci_iomap(dev, 0, NULL);
     /* Its legacy registers: STATUS is at 18, a queue's page at 8 */
     qpci_io_writeb(dev, bar, 18, 3);
     qpci_io_writel(dev, bar, 8, 0x100);
