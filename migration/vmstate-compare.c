@@ -173,6 +173,9 @@ static void compare_vmsd(Comparison *c, const VMStateDescription *vmsd,
     for (i = 0; vmsd->subsections && vmsd->subsections[i] && !c->lost; i++) {
         compare_subsection(c, vmsd->subsections[i], dev);
     }
+    if (vmsd->subsections && !c->lost) {
+        c->pos++;               /* QEMU_VM_EOF */
+    }
     if (vmsd->post_save) {
         vmsd->post_save(dev);
     }

@@ -1127,6 +1127,44 @@ static void test_esp(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/*
+ * Catches: a loader that takes what a guest has written for the beginning of a
+ * subsection.  The controller keeps commands where its section has a structure
+ * that has none: one that goes on behind the end of the section, and one that
+ * nobody has.
+ */
+static void test_esp_subsection(const void *machine)
+{
+    static const char cdbs[2][12] = { "\x05\xff", "\x05\x07" "Fifo8/x" };
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -rtc clock=vm -nodefaults -device am53c974,addr=7 "
+        "-blockdev null-co,node-name=d,size=67108864,read-only=on "
+        "-device scsi-cd,drive=d,scsi-id=0", (const char *)machine);
+    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
+    QPCIBar bar = qpci_iomap(dev, 0, NULL);
+    unsigned i, n;
+
+    qpci_device_enable(dev);
+    for (n = 0; n < ARRAY_SIZE(cdbs); n++) {
+        qpci_io_writeb(dev, bar, ESP_CMD, 0x01);
+        qpci_io_writeb(dev, bar, ESP_WBUSID, 0);
+        for (i = 0; i < sizeof(cdbs[n]); i++) {
+            qpci_io_writeb(dev, bar, ESP_FIFO, cdbs[n][i]);
+        }
+        qpci_io_writeb(dev, bar, ESP_CMD, 0x41);
+        /* In the status phase */
+        g_assert_cmphex(qpci_io_readb(dev, bar, ESP_RSTAT) & 7, ==, 3);
+        snapshot_save(vm, 0);
+        esp_inquiry(dev, bar);
+        snapshot_restore(vm, 0);
+        assert_exact(vm);
+        g_assert_cmphex(qpci_io_readb(dev, bar, ESP_RSTAT) & 7, ==, 3);
+    }
+    assert_never_differed(vm);
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
 #define LSI_SCRIPT 0x20000
 #define LSI_DATA 0x22000
 
@@ -1600,15 +1638,18 @@ static void test_crowd(const void *machine, unsigned n)
         snapshot_qmp(vm, "restore", 0);
     }
     cont(vm);
-    /* The allocator takes memory now and then, a leak does in each round. */
-    for (round = 0; round < 4; round++) {
+    /*
+     * The allocator takes memory at first, and what RCU frees is freed late; a
+     * leak takes it in each round.
+     */
+    for (round = 0; least >= 64 * KiB && round < 20; round++) {
         before = snapshot_resident(vm);
         for (i = 0; i < 100; i++) {
             snapshot_qmp(vm, "restore", 0);
         }
         least = MIN(least, snapshot_resident(vm) - before);
     }
-    g_assert_cmpint(least, <, 128 * KiB);
+    g_assert_cmpint(least, <, 64 * KiB);
     assert_never_differed(vm);
     snapshot_vm_end(vm);
 }
@@ -1656,6 +1697,7 @@ int main(int argc, char **argv)
     add_pc_tests("sb16-timer", test_sb16_timer);
     snapshot_add_tests("cirrus-blit", test_cirrus_blit);
     snapshot_add_tests("esp", test_esp);
+    snapshot_add_tests("esp-subsection", test_esp_subsection);
     snapshot_add_tests("lsi", test_lsi);
     snapshot_add_tests("lsi-retry", test_lsi_retry);
     snapshot_add_tests("ahci-address", test_ahci_address);
