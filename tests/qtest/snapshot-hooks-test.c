@@ -952,6 +952,74 @@ static void test_ipmi_kcs(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/* Returns: how many bytes the BMC replied */
+static unsigned kcs_command(SnapshotVM *vm, const uint8_t *message,
+                            unsigned length, uint8_t *reply, unsigned max)
+{
+    unsigned i;
+
+    qtest_outb(vm->qts, KCS_CMD, 0x61);
+    for (i = 0; i < length; i++) {
+        if (i == length - 1) {
+            qtest_outb(vm->qts, KCS_CMD, 0x62);
+        }
+        qtest_outb(vm->qts, KCS_DATA, message[i]);
+    }
+    for (i = 0; (qtest_inb(vm->qts, KCS_CMD) & 0xc0) == 0x40 && i < max; i++) {
+        reply[i] = qtest_inb(vm->qts, KCS_DATA);
+        qtest_outb(vm->qts, KCS_DATA, 0x68);
+    }
+    g_assert_cmpuint(i, <, max);
+    /* The last is for the protocol only. */
+    qtest_inb(vm->qts, KCS_DATA);
+    g_assert_cmphex(reply[2], ==, 0);
+    return i;
+}
+
+/*
+ * Catches: what a guest changes in a BMC and no migration takes along: its log
+ * of events, a power state, a message that waits.
+ */
+static void test_ipmi_bmc(const void *machine)
+{
+    static const uint8_t set_power[] = { 0x18, 0x06, 0x81, 0x82 };
+    static const uint8_t other_power[] = { 0x18, 0x06, 0x83, 0x80 };
+    static const uint8_t get_power[] = { 0x18, 0x07 };
+    static const uint8_t add_event[18] = { 0x28, 0x44, 0, 0, 2 };
+    static const uint8_t get_log[] = { 0x28, 0x40 };
+    static const uint8_t send[] = { 0x18, 0x34, 0, 0x40, 0x18, 0xa8, 0x20, 0x02,
+                                    0x01, 0xdd };
+    static const uint8_t receive[] = { 0x18, 0x33 };
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -rtc clock=vm -device ipmi-bmc-sim,id=b "
+        "-device isa-ipmi-kcs,bmc=b", (const char *)machine);
+    uint8_t reply[64];
+    unsigned i, n;
+
+    kcs_command(vm, set_power, sizeof(set_power), reply, sizeof(reply));
+    kcs_command(vm, add_event, sizeof(add_event), reply, sizeof(reply));
+    kcs_command(vm, send, sizeof(send), reply, sizeof(reply));
+    snapshot_save(vm, 0);
+    for (i = 0; i < 3; i++) {
+        kcs_command(vm, other_power, sizeof(other_power), reply,
+                    sizeof(reply));
+        kcs_command(vm, add_event, sizeof(add_event), reply, sizeof(reply));
+        /* That succeeds only if a message waits. */
+        kcs_command(vm, receive, sizeof(receive), reply, sizeof(reply));
+        snapshot_restore(vm, 0);
+        assert_exact(vm);
+        n = kcs_command(vm, get_power, sizeof(get_power), reply,
+                        sizeof(reply));
+        g_assert_cmpuint(n, ==, 5);
+        g_assert_cmphex(reply[3], ==, 0x81);
+        g_assert_cmphex(reply[4], ==, 0x82);
+        kcs_command(vm, get_log, sizeof(get_log), reply, sizeof(reply));
+        g_assert_cmpuint(reply[4], ==, 1);
+    }
+    assert_never_differed(vm);
+    snapshot_vm_end(vm);
+}
+
 static uint8_t pic_requests(SnapshotVM *vm)
 {
     qtest_outb(vm->qts, 0x20, 0x0a);
@@ -1694,6 +1762,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("keyboard-leds", test_keyboard_leds);
     snapshot_add_tests("keyboard-throttle", test_keyboard_throttle);
     snapshot_add_tests("ipmi-kcs", test_ipmi_kcs);
+    snapshot_add_tests("ipmi-bmc", test_ipmi_bmc);
     add_pc_tests("sb16-timer", test_sb16_timer);
     snapshot_add_tests("cirrus-blit", test_cirrus_blit);
     snapshot_add_tests("esp", test_esp);
