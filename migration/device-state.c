@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "exec/memory.h"
 #include "hw/qdev-core.h"
 #include "migration/misc.h"
 #include "migration/register.h"
@@ -34,10 +35,13 @@ typedef struct DeviceSection {
     int section_id;
     bool present;
     VMStateRestore restore;
+    DeviceState *dev;           /* NULL: of no device */
     DeviceState *root;          /* what is reset for it; NULL: nothing is */
     size_t offset;              /* in the image's @data, in bytes */
     size_t length;
     VMStateFlat *flat;          /* NULL: what is serialised is compared */
+    GPtrArray *devices;         /* that touch the section, see touched_now() */
+    unsigned touched;           /* then when it was as it was saved */
     char *field;                /* the first that was seen to differ */
 
     /* Of the present restore */
@@ -118,6 +122,7 @@ static void device_section_clear(void *opaque)
     DeviceSection *section = opaque;
 
     vmstate_flat_free(section->flat);
+    g_ptr_array_unref(section->devices);
     g_free(section->idstr);
     g_free(section->field);
 }
@@ -172,6 +177,83 @@ static bool is_inside(const DeviceState *dev, const DeviceState *root)
     return dev;
 }
 
+static int is_memory(Object *obj, void *opaque)
+{
+    return object_dynamic_cast(obj, TYPE_MEMORY_REGION) != NULL;
+}
+
+static int add_device(DeviceState *dev, void *opaque)
+{
+    g_ptr_array_add(opaque, dev);
+    return 0;
+}
+
+/*
+ * The devices through which a guest changes @dev, or something in it: it may
+ * be accessed through what it is attached to only, as a disk of SCSI is.
+ */
+static GPtrArray *find_devices(DeviceState *dev)
+{
+    GPtrArray *devices = g_ptr_array_new();
+
+    if (dev) {
+        qdev_walk_children(dev, add_device, NULL, NULL, NULL, devices);
+    }
+    while (dev && !object_child_foreach(OBJECT(dev), is_memory, NULL)) {
+        dev = dev->parent_bus ? dev->parent_bus->parent : NULL;
+        if (dev) {
+            add_device(dev, devices);
+        }
+    }
+    return devices;
+}
+
+static unsigned touched_now(const DeviceSection *section)
+{
+    unsigned i, touched = qemu_devices_resets();
+
+    for (i = 0; i < section->devices->len; i++) {
+        const DeviceState *dev = g_ptr_array_index(section->devices, i);
+
+        touched += qatomic_read(&dev->touched);
+    }
+    return touched;
+}
+
+typedef struct FindOwner {
+    const void *opaque;
+    DeviceState *dev;
+} FindOwner;
+
+static int find_owner(Object *obj, void *opaque)
+{
+    FindOwner *find = opaque;
+    size_t offset = (uintptr_t)find->opaque - (uintptr_t)obj;
+    const char *type = object_get_typename(obj);
+
+    if (!object_dynamic_cast(obj, TYPE_DEVICE) ||
+        offset >= object_type_get_instance_size(type)) {
+        return 0;
+    }
+    find->dev = DEVICE(obj);
+    return 1;
+}
+
+/*
+ * Some devices register what is in them as if it belonged to none.  CPUs do so,
+ * too, but are not reset one by one.
+ */
+static DeviceState *section_device(const DeviceSection *section)
+{
+    const SaveStateEntry *se = section->se;
+    FindOwner find = { .opaque = se->opaque, .dev = se->dev };
+
+    if (!find.dev && section->restore < VMSTATE_RESTORE_IF_CHANGED) {
+        object_child_foreach_recursive(object_get_root(), find_owner, &find);
+    }
+    return find.dev;
+}
+
 static bool section_save(DeviceStateImage *image, DeviceSection *section,
                          Error **errp)
 {
@@ -205,7 +287,10 @@ static void section_init(DeviceSection *section)
 
     section->idstr = g_strdup(se->idstr);
     section->restore = se->vmsd ? se->vmsd->restore : se->ops->restore;
-    section->root = find_root(se->dev);
+    section->dev = section_device(section);
+    section->root = find_root(section->dev);
+    section->devices = find_devices(section->root ?: section->dev);
+    section->touched = touched_now(section);
     if (se_has_state(se)) {
         section_flatten(section);
     }
@@ -340,8 +425,7 @@ static VMStateFlatState section_check(const DeviceStateImage *image,
         state = VMSTATE_FLAT_OTHER_FIELDS;
     }
     if (loaded && section->after_reset &&
-        (state > VMSTATE_FLAT_CHANGED ||
-         (!section->flat && section->restore != VMSTATE_RESTORE_AFTER_RESET))) {
+        (state > VMSTATE_FLAT_CHANGED || !section->flat)) {
         if (!section_serialises_as_saved(image, section)) {
             return VMSTATE_FLAT_CHANGED;
         }
@@ -392,6 +476,16 @@ static void tell_reason(DeviceStateImage *image, const char *section,
 }
 
 /*
+ * May there be more that changed than the section tells?  Nothing is known of
+ * the accesses to what is no device.
+ */
+static bool is_touched(const DeviceSection *section)
+{
+    return section->restore < VMSTATE_RESTORE_IF_CHANGED &&
+        (!section->dev || touched_now(section) != section->touched);
+}
+
+/*
  * Find the sections that are not as they were saved, and those whose device has
  * to be reset for that.
  */
@@ -405,12 +499,19 @@ static DeviceStateWay find_changed(DeviceStateImage *image, bool loaded,
     for (i = 0; i < image->sections->len; i++) {
         DeviceSection *section = section_at(image, i);
         VMStateFlatState state;
+        bool touched;
 
         if (!se_has_state(section->se) || (section->after_reset && !loaded)) {
             continue;
         }
-        state = !loaded && section->restore == VMSTATE_RESTORE_AFTER_RESET ?
-            VMSTATE_FLAT_OTHER_FIELDS : section_check(image, section, loaded);
+        touched = !loaded && is_touched(section);
+        if (touched) {
+            state = VMSTATE_FLAT_OTHER_FIELDS;
+        } else if (section->restore == VMSTATE_RESTORE_IF_ACCESSED) {
+            state = VMSTATE_FLAT_AS_SAVED;
+        } else {
+            state = section_check(image, section, loaded);
+        }
         section->changed = state != VMSTATE_FLAT_AS_SAVED;
         *any |= section->changed;
         if (!section->changed ||
@@ -419,11 +520,11 @@ static DeviceStateWay find_changed(DeviceStateImage *image, bool loaded,
             continue;
         }
         section->after_reset = true;
-        way = section->se->dev ? DEVICE_STATE_RESET_DEVICES :
+        way = section->dev ? DEVICE_STATE_RESET_DEVICES :
             DEVICE_STATE_RESET_MACHINE;
         tell_reason(image, section->idstr,
                     loaded ? "does not stay as it was saved" :
-                    section->restore == VMSTATE_RESTORE_AFTER_RESET ? "always" :
+                    touched ? section->dev ? "was accessed" : "always" :
                     find_field(image, section), way);
         if (way == DEVICE_STATE_RESET_MACHINE) {
             break;
@@ -474,7 +575,7 @@ static void reset_root(DeviceStateImage *image, DeviceState *root)
     for (i = 0; i < image->sections->len; i++) {
         DeviceSection *section = section_at(image, i);
 
-        if (section->se->dev && is_inside(section->se->dev, root)) {
+        if (section->dev && is_inside(section->dev, root)) {
             section->changed = section->after_reset = section->was_reset =
                 true;
         }
@@ -587,6 +688,20 @@ static bool load_changed(DeviceStateImage *image, bool *others)
     return ok;
 }
 
+/* What was reset is as it was saved, and another image knows that it was. */
+static void note_touched(DeviceStateImage *image)
+{
+    unsigned i;
+
+    for (i = 0; i < image->sections->len; i++) {
+        DeviceSection *section = section_at(image, i);
+
+        if (section->after_reset) {
+            section->touched = touched_now(section);
+        }
+    }
+}
+
 bool qemu_device_state_load_changed(DeviceStateImage *image)
 {
     G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
@@ -609,6 +724,7 @@ bool qemu_device_state_load_changed(DeviceStateImage *image)
             return false;
         }
     }
+    note_touched(image);
     cpu_synchronize_all_post_init();
     return true;
 }
@@ -634,6 +750,7 @@ bool qemu_device_state_load(DeviceStateImage *image, Error **errp)
             section_check(image, section, true);
         }
     }
+    note_touched(image);
     cpu_synchronize_all_post_init();
     return true;
 }

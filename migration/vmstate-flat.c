@@ -180,7 +180,7 @@ static void begin_part(VMStateFlat *flat, bool in_place)
     g_array_append_val(flat->parts, part);
 }
 
-static Part *last_part(VMStateFlat *flat)
+static Part *last_part(const VMStateFlat *flat)
 {
     return &g_array_index(flat->parts, Part, flat->parts->len - 1);
 }
@@ -234,12 +234,30 @@ static void set_data(VMStateFlat *flat, Step *step, const void *data,
     g_byte_array_append(flat->data, data, length);
 }
 
+/* Then it is left to that part, whose hooks put it back. */
+static bool is_in_earlier_part(const VMStateFlat *flat, const void *ptr,
+                               unsigned length)
+{
+    unsigned i;
+
+    for (i = 0; i < last_part(flat)->steps; i++) {
+        const Step *step = &g_array_index(flat->steps, Step, i);
+
+        if (step->kind == STEP_MEMORY && step->ptr <= ptr &&
+            ptr + length <= step->ptr + step->length) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void add_memory(VMStateFlat *flat, StepKind kind, void *ptr,
                        unsigned length)
 {
     Step *last = &g_array_index(flat->steps, Step, flat->steps->len - 1);
 
-    if (!length) {
+    if (!length ||
+        (kind == STEP_MEMORY && is_in_earlier_part(flat, ptr, length))) {
         return;
     }
     if (flat->steps->len > last_part(flat)->steps && last->kind == kind &&

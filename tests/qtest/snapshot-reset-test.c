@@ -54,6 +54,12 @@ static SnapshotVM *start(const char *machine, const char *device,
     return vm;
 }
 
+/* The device 1 on bus 1, through the ports that firmware uses */
+static void select_behind(SnapshotVM *vm, unsigned offset)
+{
+    qtest_outl(vm->qts, 0xcf8, 0x80010800 + offset);
+}
+
 /*
  * Catches: a device that every machine has and that makes each restore slow,
  * whatever the guest does.
@@ -106,8 +112,9 @@ static void test_changed(const void *machine)
 }
 
 /*
- * Catches: a device of which nothing is known and that is not reset; one that
- * does not keep, over its reset, what its bus knows of it.
+ * Catches: a device of which nothing is known and that is not reset though the
+ * guest accessed it, or is if it did not; one that does not keep, over its
+ * reset, what its bus knows of it.
  */
 static void test_unknown(const void *machine)
 {
@@ -130,7 +137,106 @@ static void test_unknown(const void *machine)
         g_assert_cmphex(qpci_io_readl(dev, bar, 0), ==, 0x12345678);
         assert_resets(vm, i + 1, 0);
     }
-    assert_reason(vm, "rtl8139", ": always");
+    assert_reason(vm, "rtl8139", ": was accessed");
+    snapshot_restore(vm, 0);
+    assert_resets(vm, RESTORES + 1, 0);
+    for (i = 0; i < RESTORES; i++) {
+        snapshot_restore(vm, 0);
+    }
+    assert_resets(vm, RESTORES + 1, 0);
+
+    /* To read may change a device as well. */
+    qpci_io_readl(dev, bar, 0);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, RESTORES + 2, 0);
+    qpci_config_readw(dev, PCI_COMMAND);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, RESTORES + 3, 0);
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: two slots, and a device that is taken to be as one of them has it
+ * since it was made what the other has.
+ */
+static void test_slots(const void *machine)
+{
+    QPCIDevice *dev;
+    QPCIBar bar;
+    SnapshotVM *vm = start(machine, "rtl8139", &dev, &bar);
+    unsigned i;
+
+    snapshot_save(vm, 0);
+    snapshot_save(vm, 1);
+    /* Not accessed between the saves */
+    for (i = 0; i < RESTORES; i++) {
+        snapshot_restore(vm, i & 1);
+    }
+    assert_resets(vm, 0, 0);
+    qpci_io_readl(dev, bar, 0);
+    snapshot_save(vm, 1);
+    for (i = 0; i < RESTORES; i++) {
+        snapshot_restore(vm, i & 1);
+        assert_resets(vm, i + 1, 0);
+    }
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: a device that is reset by another than the guest's access to it, as
+ * by the bridge that it is behind, and is not put back.
+ */
+static void test_bus_reset(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm -device"
+                                       " pci-bridge,id=b,chassis_nr=1,addr=7"
+                                       " -device rtl8139,bus=b,addr=1",
+                                       (const char *)machine);
+    QPCIDevice *bridge = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
+    unsigned i;
+
+    qpci_config_writeb(bridge, PCI_SECONDARY_BUS, 1);
+    qpci_config_writeb(bridge, PCI_SUBORDINATE_BUS, 1);
+    select_behind(vm, PCI_INTERRUPT_LINE);
+    for (i = 0; i < RESTORES; i++) {
+        qtest_outb(vm->qts, 0xcfc, 0x0a);
+        snapshot_save(vm, 0);
+        qpci_config_writew(bridge, PCI_BRIDGE_CONTROL,
+                           PCI_BRIDGE_CTL_BUS_RESET);
+        qpci_config_writew(bridge, PCI_BRIDGE_CONTROL, 0);
+        snapshot_restore(vm, 0);
+        assert_resets(vm, i + 1, 0);
+        assert_reason(vm, "rtl8139", ": was accessed");
+        select_behind(vm, PCI_INTERRUPT_LINE);
+        g_assert_cmphex(qtest_inb(vm->qts, 0xcfc), ==, 0x0a);
+    }
+    g_free(bridge);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: a device that is accessed through another only, a disk of SCSI say,
+ * and is taken not to be accessed.
+ */
+static void test_below(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -nodefaults -rtc clock=vm"
+        " -device lsi53c895a,addr=8"
+        " -blockdev null-co,node-name=d,read-only=on,size=1048576"
+        " -device scsi-cd,drive=d", (const char *)machine);
+    QPCIDevice *dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+
+    snapshot_save(vm, 0);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, 0, 0);
+    qpci_config_readw(dev, PCI_COMMAND);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, 1, 0);
+    assert_reason(vm, "scsi-disk", ": was accessed");
     g_free(dev);
     snapshot_vm_end(vm);
 }
@@ -151,15 +257,14 @@ static void test_bridge(const void *machine)
 
     qpci_config_writeb(bridge, PCI_SECONDARY_BUS, 1);
     qpci_config_writeb(bridge, PCI_SUBORDINATE_BUS, 1);
-    /* The device on bus 1, through the ports that firmware uses */
-    qtest_outl(vm->qts, 0xcf8, 0x80010800 + PCI_INTERRUPT_LINE);
+    select_behind(vm, PCI_INTERRUPT_LINE);
     qtest_outb(vm->qts, 0xcfc, 0x0a);
     snapshot_save(vm, 0);
     for (i = 0; i < RESTORES; i++) {
         qpci_config_writeb(bridge, PCI_SUBORDINATE_BUS, 2 + i);
         snapshot_restore(vm, 0);
         g_assert_cmphex(qpci_config_readb(bridge, PCI_SUBORDINATE_BUS), ==, 1);
-        qtest_outl(vm->qts, 0xcf8, 0x80010800 + PCI_INTERRUPT_LINE);
+        select_behind(vm, PCI_INTERRUPT_LINE);
         g_assert_cmphex(qtest_inb(vm->qts, 0xcfc), ==, 0x0a);
         assert_resets(vm, i + 1, 0);
     }
@@ -198,6 +303,35 @@ static void test_virtio(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/*
+ * Catches: packets that waited to be sent at the save, so that the device is
+ * reset by each restore from then on.
+ */
+static void test_virtio_net(const void *machine)
+{
+    QPCIDevice *dev;
+    QPCIBar bar;
+    SnapshotVM *vm = start(machine, "virtio-net-pci", &dev, &bar);
+    unsigned i;
+
+    /* As above; a queue is selected at 14, and notified at 16. */
+    qpci_io_writeb(dev, bar, 18, 3);
+    qpci_io_writew(dev, bar, 14, 1);
+    qpci_io_writel(dev, bar, 8, 0x100);
+    qpci_io_writeb(dev, bar, 18, 7);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'stop' }");
+    /* Sent when the machine goes on */
+    qpci_io_writew(dev, bar, 16, 1);
+    snapshot_qmp(vm, "save", 0);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'cont' }");
+    for (i = 0; i < RESTORES; i++) {
+        snapshot_qmp(vm, "restore", 0);
+    }
+    assert_resets(vm, 0, 0);
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
 static void add_tests(const char *name, GTestDataFunc test)
 {
     /* With remap, each restore resets the machine. */
@@ -212,8 +346,12 @@ int main(int argc, char **argv)
     add_tests("default", test_default);
     add_tests("changed", test_changed);
     add_tests("unknown", test_unknown);
+    add_tests("slots", test_slots);
+    add_tests("bus-reset", test_bus_reset);
+    add_tests("below", test_below);
     add_tests("bridge", test_bridge);
     add_tests("virtio", test_virtio);
+    add_tests("virtio-net", test_virtio_net);
 
     return g_test_run();
 }
