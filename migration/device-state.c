@@ -489,13 +489,11 @@ static bool is_touched(const DeviceSection *section)
  * Find the sections that are not as they were saved, and those whose device has
  * to be reset for that.
  */
-static DeviceStateWay find_changed(DeviceStateImage *image, bool loaded,
-                                   bool *any)
+static DeviceStateWay find_changed(DeviceStateImage *image, bool loaded)
 {
     DeviceStateWay way = DEVICE_STATE_IN_PLACE;
     unsigned i;
 
-    *any = false;
     for (i = 0; i < image->sections->len; i++) {
         DeviceSection *section = section_at(image, i);
         VMStateFlatState state;
@@ -513,7 +511,6 @@ static DeviceStateWay find_changed(DeviceStateImage *image, bool loaded,
             state = section_check(image, section, loaded);
         }
         section->changed = state != VMSTATE_FLAT_AS_SAVED;
-        *any |= section->changed;
         if (!section->changed ||
             (state == VMSTATE_FLAT_CHANGED &&
              section->restore >= VMSTATE_RESTORE_IN_PLACE)) {
@@ -539,7 +536,6 @@ DeviceStateWay qemu_device_state_choose(DeviceStateImage *image)
     DeviceSection *clock = section_at(image, image->clock);
     DeviceStateWay way = DEVICE_STATE_RESET_MACHINE;
     unsigned i;
-    bool any;
 
     for (i = 0; i < image->sections->len; i++) {
         section_at(image, i)->after_reset = section_at(image, i)->was_reset =
@@ -554,7 +550,7 @@ DeviceStateWay qemu_device_state_choose(DeviceStateImage *image)
     vmstate_flat_keep(clock->flat);
     if (vmstate_flat_check(clock->flat, false) != VMSTATE_FLAT_CHANGED ||
         vmstate_flat_load(clock->flat)) {
-        way = find_changed(image, false, &any);
+        way = find_changed(image, false);
     }
     if (way == DEVICE_STATE_RESET_MACHINE) {
         qemu_device_state_unchoose(image);
@@ -605,7 +601,6 @@ bool qemu_device_state_reset(DeviceStateImage *image)
     G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
     DeviceStateWay way = DEVICE_STATE_RESET_DEVICES;
     unsigned round, i;
-    bool any;
 
     for (round = 0; way == DEVICE_STATE_RESET_DEVICES; round++) {
         if (round == ROUNDS_MAX) {
@@ -619,7 +614,7 @@ bool qemu_device_state_reset(DeviceStateImage *image)
                 reset_root(image, section->root);
             }
         }
-        way = find_changed(image, false, &any);
+        way = find_changed(image, false);
     }
     return way != DEVICE_STATE_RESET_MACHINE;
 }
@@ -645,6 +640,18 @@ static bool load_section(const DeviceStateImage *image,
     return ret >= 0 && all;
 }
 
+static bool has_changed(const DeviceStateImage *image)
+{
+    unsigned i;
+
+    for (i = 0; i < image->sections->len; i++) {
+        if (section_at(image, i)->changed) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /*
  * A section that cannot be loaded does not keep those behind it from being
  * loaded: a reset follows, which expects devices that agree with each other,
@@ -657,6 +664,7 @@ static bool load_changed(DeviceStateImage *image, bool *others)
 
     for (i = 0; i < image->sections->len; i++) {
         DeviceSection *section = section_at(image, i);
+        bool loaded;
 
         if (!section->changed) {
             continue;
@@ -664,9 +672,14 @@ static bool load_changed(DeviceStateImage *image, bool *others)
         trace_qemu_device_state_load(section->idstr, section->after_reset);
         *others |= section->restore != VMSTATE_RESTORE_ALONE;
         if (!section->after_reset) {
-            ok &= vmstate_flat_load(section->flat);
-        } else if (section->present) {
-            ok &= load_section(image, section, NULL);
+            loaded = vmstate_flat_load(section->flat);
+        } else {
+            loaded = !section->present || load_section(image, section, NULL);
+        }
+        if (!loaded) {
+            tell_reason(image, section->idstr, "cannot be loaded",
+                        DEVICE_STATE_RESET_MACHINE);
+            ok = false;
         }
         /*
          * A subsection that was absent is not loaded; if there is need of it
@@ -705,10 +718,10 @@ static void note_touched(DeviceStateImage *image)
 bool qemu_device_state_load_changed(DeviceStateImage *image)
 {
     G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
-    bool others, any = true;
+    bool others = true;
     unsigned round;
 
-    for (round = 0; any; round++) {
+    for (round = 0; others; round++) {
         if (round == ROUNDS_MAX) {
             tell_reason(image, "some", "do not stay as they were loaded",
                         DEVICE_STATE_RESET_MACHINE);
@@ -718,11 +731,10 @@ bool qemu_device_state_load_changed(DeviceStateImage *image)
         if (!load_changed(image, &others)) {
             return false;
         }
-        any = false;
-        if (others &&
-            find_changed(image, true, &any) != DEVICE_STATE_IN_PLACE) {
+        if (others && find_changed(image, true) != DEVICE_STATE_IN_PLACE) {
             return false;
         }
+        others = others && has_changed(image);
     }
     note_touched(image);
     cpu_synchronize_all_post_init();
