@@ -11,9 +11,7 @@
 #include "exec/target_page.h"
 #include "hw/core/cpu.h"
 #include "trace.h"
-#include "migration/vm-snapshot.h"
-#include "vm-snapshot-verify.h"
-#include "vmstate-compare.h"
+#include "vm-snapshot-int.h"
 
 /* Differences that are named; all are counted. */
 #define NAMED_MAX 16

@@ -144,13 +144,6 @@ SnapshotDeviceRam vm_snapshot_ram(const VMSnapshot *s);
 uint64_t vm_snapshot_last_pages(const VMSnapshot *s);
 
 /**
- * vm_snapshot_query: what x-query-snapshot-device tells
- *
- * Returns: to be freed with qapi_free_SnapshotDeviceInfo()
- */
-SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s);
-
-/**
  * vm_snapshot_in_progress: is the state of the machine being saved or loaded
  * for a snapshot of this engine?
  *
