@@ -37,10 +37,10 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotRequestState to)
 }
 
 /*
- * A restore may be carried out on a vCPU's own thread if nothing but the vCPUs
+ * A restore may be carried out on the vCPU, in its thread, if nothing but vCPUs
  * and the main loop, which the BQL keeps away, touches the machine: no thread
  * or request of the block layer, and no bottom half that would be called later.
- * Of what is put back, no device is to be reset, as it was not the last time.
+ * And only in place, as the last one was: a reset may need the main loop.
  *
  * With KVM, only a vCPU's own thread can get at its state while no vCPU was
  * told to stop; and a guest's notification of virtio may be in an ioeventfd,

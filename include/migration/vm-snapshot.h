@@ -7,7 +7,6 @@
 #ifndef MIGRATION_VM_SNAPSHOT_H
 #define MIGRATION_VM_SNAPSHOT_H
 
-#include "exec/hwaddr.h"
 #include "qapi/qapi-types-migration.h"
 #include "qom/object.h"
 
@@ -62,24 +61,6 @@ typedef struct VMSnapshotConfig {
  */
 VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
                             Error **errp);
-
-/**
- * VMSnapshotHostWritesFn: where does the host write when a vCPU's state is put?
- * @addr, @length: set, of guest-physical memory, in bytes
- *
- * Called with the BQL held and the vCPUs stopped.
- *
- * Returns: false if nowhere
- */
-typedef bool VMSnapshotHostWritesFn(CPUState *cpu, hwaddr *addr,
-                                    hwaddr *length);
-
-/**
- * vm_snapshot_excuse_ram: let a verification pass over what @fn tells of
- *
- * For an accelerator, once.
- */
-void vm_snapshot_excuse_ram(VMSnapshotHostWritesFn *fn);
 
 /**
  * vm_snapshot_request: start an operation from a register access
