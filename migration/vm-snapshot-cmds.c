@@ -5,12 +5,14 @@
  */
 
 #include "qemu/osdep.h"
-#include "migration/vm-snapshot.h"
 #include "monitor/hmp.h"
 #include "monitor/monitor.h"
+#include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
+#include "qapi/qapi-visit-migration.h"
 #include "qobject/qdict.h"
+#include "vm-snapshot-int.h"
 
 static VMSnapshot *find_engine(Error **errp)
 {
@@ -56,11 +58,61 @@ SnapshotDeviceMismatches *qmp_x_snapshot_device_verify(uint32_t slot,
     return s ? vm_snapshot_verify(s, slot, errp) : NULL;
 }
 
+static int compare_times(const void *a, const void *b)
+{
+    uint64_t ta = *(const uint64_t *)a, tb = *(const uint64_t *)b;
+
+    return (ta > tb) - (ta < tb);
+}
+
+static SnapshotDeviceInfo *query(const VMSnapshot *s)
+{
+    SnapshotDeviceInfo *info = g_new0(SnapshotDeviceInfo, 1);
+    SnapshotDeviceSlotList **tail = &info->saved;
+    unsigned i, n = MIN(s->restores, VM_SNAPSHOT_TIMES);
+
+    info->ram = vm_snapshot_ram(s);
+    info->slots = s->config.slots;
+    info->restores = s->restores;
+    info->device_resets = s->ways[DEVICE_STATE_RESET_DEVICES];
+    info->machine_resets = s->ways[DEVICE_STATE_RESET_MACHINE];
+    info->reset_reason = g_strdup(s->reset_reason);
+    for (i = 0; i < s->config.slots; i++) {
+        const VMSnapshotSlot *slot = &s->slots[i];
+        SnapshotDeviceSlot *item;
+
+        if (!slot->ram) {
+            continue;
+        }
+        item = g_new0(SnapshotDeviceSlot, 1);
+        item->slot = i;
+        item->ram_size = ram_snapshot_size(slot->ram);
+        item->device_size = qemu_device_state_size(slot->devices);
+        item->restores = slot->restores;
+        QAPI_LIST_APPEND(tail, item);
+    }
+    info->unsaved = vm_snapshot_unsaved();
+    info->verify = s->config.verify;
+    info->verified = s->verified;
+    info->mismatched = s->mismatched;
+    info->mismatches = QAPI_CLONE(SnapshotDeviceMismatches, s->mismatches);
+    if (n) {
+        g_autofree uint64_t *sorted = g_memdup2(s->times, n * sizeof(*sorted));
+
+        qsort(sorted, n, sizeof(*sorted), compare_times);
+        info->last_pages = s->last_pages;
+        info->last_ns = vm_snapshot_last_ns(s);
+        info->p50_ns = sorted[n / 2];
+        info->p99_ns = sorted[n * 99 / 100];
+    }
+    return info;
+}
+
 SnapshotDeviceInfo *qmp_x_query_snapshot_device(Error **errp)
 {
     VMSnapshot *s = find_engine(errp);
 
-    return s ? vm_snapshot_query(s) : NULL;
+    return s ? query(s) : NULL;
 }
 
 static bool hmp_slot(const QDict *qdict, uint32_t *slot, Error **errp)

@@ -17,7 +17,7 @@
 #include "system/block-backend.h"
 #include "system/iothread.h"
 #include "trace.h"
-#include "vm-snapshot-drain.h"
+#include "vm-snapshot-int.h"
 
 /*
  * Each ends one part of a request at least.  LSI 53C895A and ESP transfer

@@ -10,10 +10,9 @@
 #include "exec/memory.h"
 #include "exec/target_page.h"
 #include "hw/core/cpu.h"
+#include "migration/vm-snapshot-state.h"
 #include "trace.h"
-#include "migration/vm-snapshot.h"
-#include "vm-snapshot-verify.h"
-#include "vmstate-compare.h"
+#include "vm-snapshot-int.h"
 
 /* Differences that are named; all are counted. */
 #define NAMED_MAX 16
@@ -143,7 +142,7 @@ static void add_field(const DeviceStateDifference *d, void *opaque)
 
 static VMSnapshotHostWritesFn *host_writes;
 
-void vm_snapshot_excuse_ram(VMSnapshotHostWritesFn *fn)
+void vm_snapshot_exempt_ram(VMSnapshotHostWritesFn *fn)
 {
     host_writes = fn;
 }

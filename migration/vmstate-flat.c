@@ -438,6 +438,11 @@ static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
     const VMStateDescription *const *sub;
     const VMStateField *field;
 
+    if (vmsd->post_save) {
+        /* What it undoes would have to be kept from being compared. */
+        flat->failed = true;
+        return;
+    }
     if (vmsd->pre_save) {
         add_hook(flat, STEP_PRE_SAVE, opaque, vmsd, version_id);
     }
@@ -471,34 +476,11 @@ static void add_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
     }
 }
 
-/* What a post_save() undoes would have to be kept from being compared. */
-static bool has_post_save(const VMStateDescription *vmsd)
-{
-    const VMStateDescription *const *sub;
-    const VMStateField *field;
-
-    for (field = vmsd->fields; field && field->name; field++) {
-        if (field->vmsd && has_post_save(field->vmsd)) {
-            return true;
-        }
-    }
-    for (sub = vmsd->subsections; sub && *sub; sub++) {
-        if (has_post_save(*sub)) {
-            return true;
-        }
-    }
-    return vmsd->post_save;
-}
-
 VMStateFlat *vmstate_flat_new(const VMStateDescription *vmsd, void *opaque,
                               bool present)
 {
-    VMStateFlat *flat;
+    VMStateFlat *flat = flat_new();
 
-    if (has_post_save(vmsd)) {
-        return NULL;
-    }
-    flat = flat_new();
     begin_part(flat, true);
     if (add_needed(flat, vmsd, opaque, present)) {
         add_vmsd(flat, vmsd, opaque, vmsd->version_id);
@@ -575,10 +557,7 @@ void vmstate_flat_memory(VMStateFlat *flat, void *ptr, size_t length)
 void vmstate_flat_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
                        void *opaque)
 {
-    if (has_post_save(vmsd)) {
-        flat->failed = true;
-    } else if (add_needed(flat, vmsd, opaque,
-                          vmstate_section_needed(vmsd, opaque))) {
+    if (add_needed(flat, vmsd, opaque, vmstate_section_needed(vmsd, opaque))) {
         add_vmsd(flat, vmsd, opaque, vmsd->version_id);
     }
 }

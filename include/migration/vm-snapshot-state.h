@@ -7,7 +7,26 @@
 #ifndef MIGRATION_VM_SNAPSHOT_STATE_H
 #define MIGRATION_VM_SNAPSHOT_STATE_H
 
+#include "exec/hwaddr.h"
 #include "hw/qdev-core.h"
+
+/**
+ * VMSnapshotHostWritesFn: where does the host write when a vCPU's state is put?
+ * @addr, @length: set, of guest-physical memory, in bytes
+ *
+ * Called with the BQL held and the vCPUs stopped.
+ *
+ * Returns: false if nowhere
+ */
+typedef bool VMSnapshotHostWritesFn(CPUState *cpu, hwaddr *addr,
+                                    hwaddr *length);
+
+/**
+ * vm_snapshot_exempt_ram: let a verification pass over what @fn tells of
+ *
+ * For an accelerator, once.
+ */
+void vm_snapshot_exempt_ram(VMSnapshotHostWritesFn *fn);
 
 #ifdef CONFIG_LINUX
 /**

@@ -7,7 +7,6 @@
 #ifndef MIGRATION_VM_SNAPSHOT_H
 #define MIGRATION_VM_SNAPSHOT_H
 
-#include "exec/hwaddr.h"
 #include "qapi/qapi-types-migration.h"
 #include "qom/object.h"
 
@@ -62,24 +61,6 @@ typedef struct VMSnapshotConfig {
  */
 VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
                             Error **errp);
-
-/**
- * VMSnapshotHostWritesFn: where does the host write when a vCPU's state is put?
- * @addr, @length: set, of guest-physical memory, in bytes
- *
- * Called with the BQL held and the vCPUs stopped.
- *
- * Returns: false if nowhere
- */
-typedef bool VMSnapshotHostWritesFn(CPUState *cpu, hwaddr *addr,
-                                    hwaddr *length);
-
-/**
- * vm_snapshot_excuse_ram: let a verification pass over what @fn tells of
- *
- * For an accelerator, once.
- */
-void vm_snapshot_excuse_ram(VMSnapshotHostWritesFn *fn);
 
 /**
  * vm_snapshot_request: start an operation from a register access
@@ -142,13 +123,6 @@ SnapshotDeviceRam vm_snapshot_ram(const VMSnapshot *s);
 
 /** vm_snapshot_last_pages: pages that it put back, 0 if not counted */
 uint64_t vm_snapshot_last_pages(const VMSnapshot *s);
-
-/**
- * vm_snapshot_query: what x-query-snapshot-device tells
- *
- * Returns: to be freed with qapi_free_SnapshotDeviceInfo()
- */
-SnapshotDeviceInfo *vm_snapshot_query(const VMSnapshot *s);
 
 /**
  * vm_snapshot_in_progress: is the state of the machine being saved or loaded

@@ -1,0 +1,177 @@
+/*
+ * The snapshot engine: what its files have in common
+ *
+ * A file calls those that stand after it here, and none before it.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_VM_SNAPSHOT_INT_H
+#define MIGRATION_VM_SNAPSHOT_INT_H
+
+#include "migration/vm-snapshot.h"
+#include "device-state.h"
+#include "plug-log.h"
+#include "ram-snapshot.h"
+
+/* Restores that the percentiles of x-query-snapshot-device are taken over. */
+#define VM_SNAPSHOT_TIMES 1024
+
+typedef struct VMSnapshotSlot {
+    RAMSnapshot *ram;           /* NULL in an empty slot */
+    DeviceStateImage *devices;
+    PlugMark *plugs;            /* which devices there were */
+    bool suspended;             /* the guest slept (ACPI S3) */
+    bool virtio;                /* the machine has devices of it */
+    DeviceStateWay way;         /* of the last restore, or to be tried */
+    uint64_t restores;
+} VMSnapshotSlot;
+
+/* What becomes of a command; vm_snapshot_set_state() knows the legal steps. */
+typedef enum VMSnapshotRequestState {
+    REQUEST_IDLE,
+    REQUEST_ON_VCPU,        /* a work item of @requester carries it out */
+    REQUEST_IN_MAIN_LOOP,   /* @bh carries it out, and vCPUs are held */
+    REQUEST_RUNNING,        /* it is being carried out */
+    REQUEST_HALF_DONE,      /* @bh ends what a vCPU began; all are held */
+    REQUEST__MAX,
+} VMSnapshotRequestState;
+
+struct VMSnapshot {
+    Object parent_obj;
+
+    VMSnapshotConfig config;
+    VMSnapshotSlot *slots;
+    RAMSnapshotStore *store;
+
+    /* The guest's request, of vm-snapshot-request.c alone */
+    VMSnapshotRequestState state;
+    QEMUBH *bh;
+    VMSnapshotOp op;
+    unsigned slot;
+    int64_t since;
+    CPUState *requester;
+    char *last_refusal;         /* told the host already */
+    int64_t report_again;       /* not before this time, by get_clock() */
+
+    bool warned;                /* of devices that are not saved */
+    uint64_t restores;
+    uint64_t ways[DEVICE_STATE_WAYS];   /* how many of them went which way */
+    char *reset_reason;                 /* of the last that reset something */
+    uint64_t last_pages;
+    uint64_t times[VM_SNAPSHOT_TIMES];  /* ns; a ring, by @restores */
+
+    uint64_t verified;          /* restores */
+    uint64_t mismatched;        /* of them */
+    SnapshotDeviceMismatches *mismatches;       /* sums */
+};
+
+/*
+ * vm-snapshot.c: the order of things.  All is called with the BQL held, and
+ * after vm_snapshot_refused() has returned 0.
+ */
+
+/**
+ * vm_snapshot_save, vm_snapshot_restore: as vm_snapshot_run() documents it
+ * @since: when it was asked for, by get_clock()
+ *
+ * For the main loop.  The vCPUs are stopped, and resumed as they were.
+ */
+int vm_snapshot_save(VMSnapshot *s, unsigned slot, Error **errp);
+int vm_snapshot_restore(VMSnapshot *s, unsigned slot, int64_t since,
+                        Error **errp);
+
+/** vm_snapshot_discard: empty a slot; vCPUs may run */
+void vm_snapshot_discard(VMSnapshot *s, unsigned slot);
+
+/** vm_snapshot_clear_slot: free what a slot holds, if anything */
+void vm_snapshot_clear_slot(VMSnapshotSlot *slot);
+
+/** vm_snapshot_verify_slot: as vm_snapshot_verify() */
+SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned slot,
+                                                  Error **errp);
+
+/**
+ * vm_snapshot_restore_on_vcpu: restore in place, on a vCPU's thread
+ * @half_done: set if it fails and the machine has changed already
+ *
+ * No thread is woken, nothing is drained: vm_snapshot_needs_drain() is false.
+ * @self is between two instructions, and no other vCPU is in cpu_exec().
+ *
+ * Returns: false if the main loop has to do it all, or to tell why not
+ */
+bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned slot, int64_t since,
+                                 CPUState *self, bool *half_done);
+
+/* vm-snapshot-check.c: why not */
+
+/**
+ * vm_snapshot_refused: why an operation must not begin at all
+ *
+ * Returns: 0, or with @errp set -EINVAL, -ENOENT or -ENOTSUP as
+ * vm_snapshot_run() does
+ */
+int vm_snapshot_refused(const VMSnapshot *s, VMSnapshotOp op, unsigned slot,
+                        Error **errp);
+
+/**
+ * vm_snapshot_cannot_save: is there something that could not be put back?
+ *
+ * To be asked with the vCPUs stopped: while they are being stopped, the BQL is
+ * not held, and devices may come and go.
+ */
+bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp);
+
+/**
+ * vm_snapshot_unsaved: the user's devices that have no migration state
+ *
+ * QEMU migrates a machine with such devices without a word.  Of those that
+ * belong to a board it is known that they need none.
+ */
+strList *vm_snapshot_unsaved(void);
+
+/* vm-snapshot-drain.c: bring disks, and what devices have to do, to rest */
+
+/**
+ * vm_snapshot_drain_begin: bdrv_drain_all_begin() until nothing goes on
+ *
+ * A drained section alone is not enough.  A BlockBackend in it holds back the
+ * next part of a request that a device carries out in parts; and what
+ * completes a request, or goes on with it, may be a bottom half.  So sections
+ * are begun and ended, and bottom halves called, until there are no requests
+ * and no bottom halves.
+ *
+ * Called in the main loop with the BQL held, the vCPUs and the virtual clock
+ * stopped.  bdrv_drain_all_end() has to follow in any case.
+ *
+ * Returns: false with @errp set if requests follow on each other without end,
+ * as those do which a device finds by itself in the guest's memory
+ */
+bool vm_snapshot_drain_begin(Error **errp);
+
+/**
+ * vm_snapshot_needs_drain: does a request or a bottom half have to end first,
+ * or may another thread begin with one at any time?
+ *
+ * Called with the BQL held, the vCPUs may run.
+ */
+bool vm_snapshot_needs_drain(void);
+
+/* vm-snapshot-verify.c: is the machine as it was saved? */
+
+/**
+ * vm_snapshot_compare: compare the machine with an image of it
+ * @ram: an image for which ram_snapshot_matches() holds
+ * @devices: an image for which qemu_device_state_matches() holds
+ * @sum: what is found is added to it; may be NULL
+ *
+ * The vCPUs are stopped and the BQL is held.  The machine is not changed.
+ *
+ * Returns: what differs, to be freed with
+ * qapi_free_SnapshotDeviceMismatches()
+ */
+SnapshotDeviceMismatches *vm_snapshot_compare(const RAMSnapshot *ram,
+                                              const DeviceStateImage *devices,
+                                              SnapshotDeviceMismatches *sum);
+
+#endif /* MIGRATION_VM_SNAPSHOT_INT_H */

@@ -1,0 +1,312 @@
+/*
+ * The snapshot engine: who carries a command out, and in which thread
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/timer.h"
+#include "qapi/error.h"
+#include "hw/core/cpu.h"
+#include "migration/misc.h"
+#include "migration/vm-snapshot-state.h"
+#include "system/cpus.h"
+#include "system/kvm.h"
+#include "system/runstate.h"
+#include "system/tcg.h"
+#include "vm-snapshot-int.h"
+
+static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotRequestState to)
+{
+    static const uint8_t steps[REQUEST__MAX] = {
+        [REQUEST_IDLE] = BIT(REQUEST_ON_VCPU) | BIT(REQUEST_IN_MAIN_LOOP) |
+                         BIT(REQUEST_RUNNING),
+        /* A request is carried out, or forgotten in a reset. */
+        [REQUEST_ON_VCPU] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
+        [REQUEST_IN_MAIN_LOOP] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
+        [REQUEST_HALF_DONE] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
+        /* A vCPU may have to leave it to the main loop. */
+        [REQUEST_RUNNING] = BIT(REQUEST_IDLE) | BIT(REQUEST_IN_MAIN_LOOP) |
+                            BIT(REQUEST_HALF_DONE),
+    };
+
+    g_assert(steps[s->state] & BIT(to));
+    s->state = to;
+}
+
+/*
+ * A restore may be carried out on the vCPU, in its thread, if nothing but vCPUs
+ * and the main loop, which the BQL keeps away, touches the machine: no thread
+ * or request of the block layer, and no bottom half that would be called later.
+ * And only in place, as the last one was: a reset may need the main loop.
+ *
+ * With KVM, only a vCPU's own thread can get at its state while no vCPU was
+ * told to stop; and a guest's notification of virtio may be in an ioeventfd,
+ * which nothing tells of until the main loop has read it.
+ */
+static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
+{
+    const VMSnapshotSlot *slot = &s->slots[n];
+
+    return !vm_snapshot_refused(s, VM_SNAPSHOT_RESTORE, n, NULL) &&
+        (tcg_enabled() || (kvm_enabled() && !CPU_NEXT(first_cpu) &&
+                           !slot->virtio)) &&
+        runstate_is_running() && !slot->suspended &&
+        slot->way == DEVICE_STATE_IN_PLACE && !vm_snapshot_needs_drain();
+}
+
+static void vm_snapshot_on_vcpu(CPUState *self, run_on_cpu_data data)
+{
+    VMSnapshot *s = data.host_ptr;
+    bool half_done = false;
+    CPUState *cpu;
+
+    /* Cancelled, or the main loop was first? */
+    if (s->state != REQUEST_ON_VCPU || s->requester != self) {
+        return;
+    }
+    vm_snapshot_set_state(s, REQUEST_RUNNING);
+    if (vm_snapshot_can_stay_on_vcpu(s, s->slot) &&
+        vm_snapshot_restore_on_vcpu(s, s->slot, s->since, self, &half_done)) {
+        vm_snapshot_set_state(s, REQUEST_IDLE);
+        return;
+    }
+    /* The main loop has to do it all, or to tell why not. */
+    CPU_FOREACH(cpu) {
+        cpu_hold(cpu);
+    }
+    vm_snapshot_set_state(s, half_done ? REQUEST_HALF_DONE
+                                       : REQUEST_IN_MAIN_LOOP);
+    qemu_bh_schedule(s->bh);
+}
+
+/* As above, where each vCPU has a thread: in an exclusive section. */
+static void vm_snapshot_on_vcpu_exclusive(CPUState *self, run_on_cpu_data data)
+{
+    BQL_LOCK_GUARD();
+    vm_snapshot_on_vcpu(self, data);
+}
+
+static int vm_snapshot_do(VMSnapshot *s, VMSnapshotOp op, unsigned n,
+                          int64_t since, Error **errp)
+{
+    int ret = vm_snapshot_refused(s, op, n, errp);
+
+    vm_snapshot_set_state(s, REQUEST_RUNNING);
+    if (!ret && op == VM_SNAPSHOT_SAVE) {
+        ret = vm_snapshot_save(s, n, errp);
+    } else if (!ret && op == VM_SNAPSHOT_RESTORE) {
+        ret = vm_snapshot_restore(s, n, since, errp);
+    } else if (!ret) {
+        vm_snapshot_discard(s, n);
+    }
+    vm_snapshot_set_state(s, REQUEST_IDLE);
+    return ret;
+}
+
+/* A guest that repeats its mistakes must not fill the host's log. */
+static void vm_snapshot_report(VMSnapshot *s, Error *err)
+{
+    int64_t now = get_clock();
+
+    if (now >= s->report_again &&
+        g_strcmp0(s->last_refusal, error_get_pretty(err))) {
+        s->report_again = now + NANOSECONDS_PER_SECOND;
+        g_free(s->last_refusal);
+        s->last_refusal = g_strdup(error_get_pretty(err));
+        warn_reportf_err(err, "snapshot: the guest's command failed: ");
+    } else {
+        error_free(err);
+    }
+}
+
+/* Nothing is left of a request that was cancelled but the vCPUs to release. */
+static void vm_snapshot_bh(void *opaque)
+{
+    VMSnapshot *s = opaque;
+    bool half_done = s->state == REQUEST_HALF_DONE;
+    Error *err = NULL;
+    CPUState *cpu;
+    int ret;
+
+    qemu_bh_cancel(s->bh);
+    if (s->state != REQUEST_IDLE && runstate_check(RUN_STATE_SHUTDOWN)) {
+        /* QEMU ends, and so may what a restore relies on. */
+        vm_snapshot_set_state(s, REQUEST_IDLE);
+    } else if (s->state != REQUEST_IDLE) {
+        ret = vm_snapshot_do(s, s->op, s->slot, s->since, &err);
+        if (ret) {
+            vm_snapshot_report(s, err);
+            if (half_done) {
+                vm_stop(RUN_STATE_INTERNAL_ERROR);
+            }
+            s->config.done(s->config.opaque, s->op, ret);
+        }
+    }
+    CPU_FOREACH(cpu) {
+        cpu_release(cpu);
+    }
+}
+
+int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
+{
+    if (s->state != REQUEST_IDLE) {
+        return -EBUSY;
+    }
+    s->op = op;
+    s->slot = slot;
+    s->since = get_clock();
+    s->requester = current_cpu;
+    if (op == VM_SNAPSHOT_RESTORE && current_cpu &&
+        vm_snapshot_can_stay_on_vcpu(s, slot)) {
+        vm_snapshot_set_state(s, REQUEST_ON_VCPU);
+        if (qemu_tcg_mttcg_enabled() && CPU_NEXT(first_cpu)) {
+            async_safe_run_on_cpu(current_cpu, vm_snapshot_on_vcpu_exclusive,
+                                  RUN_ON_CPU_HOST_PTR(s));
+        } else {
+            async_run_on_cpu(current_cpu, vm_snapshot_on_vcpu,
+                             RUN_ON_CPU_HOST_PTR(s));
+        }
+    } else {
+        vm_snapshot_set_state(s, REQUEST_IN_MAIN_LOOP);
+        if (current_cpu) {
+            cpu_hold(current_cpu);
+        }
+        qemu_bh_schedule(s->bh);
+    }
+    return 0;
+}
+
+void vm_snapshot_cancel(VMSnapshot *s)
+{
+    if (s->state != REQUEST_RUNNING && s->state != REQUEST_IDLE) {
+        vm_snapshot_set_state(s, REQUEST_IDLE);
+    }
+}
+
+/* What the guest has asked for comes before what the host asks for. */
+static bool vm_snapshot_end_request(VMSnapshot *s, Error **errp)
+{
+    if (s->state == REQUEST_RUNNING) {
+        error_setg(errp, "A command of the guest's is being carried out");
+        return false;
+    }
+    /*
+     * In a machine saved or restored now, the store that made the request
+     * would have been executed and had no effect.
+     */
+    if (s->state != REQUEST_IDLE) {
+        vm_snapshot_bh(s);
+    }
+    return true;
+}
+
+int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
+                    Error **errp)
+{
+    int64_t since = get_clock();
+
+    return vm_snapshot_end_request(s, errp) ?
+        vm_snapshot_do(s, op, slot, since, errp) : -EBUSY;
+}
+
+SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned slot,
+                                             Error **errp)
+{
+    SnapshotDeviceMismatches *m;
+
+    if (!vm_snapshot_end_request(s, errp) ||
+        vm_snapshot_refused(s, VM_SNAPSHOT_RESTORE, slot, errp)) {
+        return NULL;
+    }
+    vm_snapshot_set_state(s, REQUEST_RUNNING);
+    m = vm_snapshot_verify_slot(s, slot, errp);
+    vm_snapshot_set_state(s, REQUEST_IDLE);
+    return m;
+}
+
+bool vm_snapshot_in_progress(const VMSnapshot *s)
+{
+    return s->state == REQUEST_RUNNING;
+}
+
+OBJECT_DEFINE_SIMPLE_TYPE(VMSnapshot, vm_snapshot, VM_SNAPSHOT, OBJECT)
+
+/* There is one for the whole machine, if any. */
+static const VMSnapshot *the_engine;
+
+bool vm_snapshot_restore_is_exact(void)
+{
+    return qemu_device_state_in_memory() && !the_engine->config.new_generation;
+}
+
+VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
+                            Error **errp)
+{
+    VMSnapshot *s;
+
+    if (object_resolve_path_type("", TYPE_VM_SNAPSHOT, NULL)) {
+        error_setg(errp, "The machine has a snapshot device already");
+        return NULL;
+    }
+    if (!config->slots || config->slots > VM_SNAPSHOT_SLOTS_MAX) {
+        error_setg(errp, "slots=%u is not between 1 and %u", config->slots,
+                   VM_SNAPSHOT_SLOTS_MAX);
+        return NULL;
+    }
+
+    s = VM_SNAPSHOT(object_new(TYPE_VM_SNAPSHOT));
+    s->store = ram_snapshot_store_new(config->ram, config->file, errp);
+    if (!s->store) {
+        object_unref(OBJECT(s));
+        return NULL;
+    }
+    plug_log_start();
+    s->config = *config;
+    s->config.file = NULL;
+    s->slots = g_new0(VMSnapshotSlot, config->slots);
+    the_engine = s;
+    object_property_add_child(parent, "engine", OBJECT(s));
+    object_unref(OBJECT(s));
+    return s;
+}
+
+static void vm_snapshot_init(Object *obj)
+{
+    VMSnapshot *s = VM_SNAPSHOT(obj);
+
+    /*
+     * Not in the main context: aio_poll() nested in a device's handler, or in
+     * a reset, must not run it.
+     */
+    s->bh = aio_bh_new(iohandler_get_aio_context(), vm_snapshot_bh, s);
+    s->mismatches = g_new0(SnapshotDeviceMismatches, 1);
+}
+
+static void vm_snapshot_finalize(Object *obj)
+{
+    VMSnapshot *s = VM_SNAPSHOT(obj);
+    unsigned i;
+
+    if (the_engine == s) {
+        the_engine = NULL;
+    }
+    qemu_bh_delete(s->bh);
+    for (i = 0; i < s->config.slots; i++) {
+        vm_snapshot_clear_slot(&s->slots[i]);
+    }
+    g_free(s->slots);
+    if (s->store) {
+        plug_log_stop();
+    }
+    ram_snapshot_store_free(s->store);
+    g_free(s->last_refusal);
+    g_free(s->reset_reason);
+    qapi_free_SnapshotDeviceMismatches(s->mismatches);
+}
+
+static void vm_snapshot_class_init(ObjectClass *class, void *data)
+{
+}
