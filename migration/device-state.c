@@ -182,10 +182,33 @@ static int is_memory(Object *obj, void *opaque)
     return object_dynamic_cast(obj, TYPE_MEMORY_REGION) != NULL;
 }
 
+static int add_if_device(Object *obj, void *opaque)
+{
+    if (object_dynamic_cast(obj, TYPE_DEVICE)) {
+        g_ptr_array_add(opaque, obj);
+    }
+    return 0;
+}
+
+/* With those that it is made of, and that are on no bus. */
 static int add_device(DeviceState *dev, void *opaque)
 {
-    g_ptr_array_add(opaque, dev);
+    add_if_device(OBJECT(dev), opaque);
+    object_child_foreach_recursive(OBJECT(dev), add_if_device, opaque);
     return 0;
+}
+
+/* What a guest accesses to reach @dev: what it is part of, or attached to */
+static DeviceState *accessed_for(DeviceState *dev)
+{
+    Object *whole = object_dynamic_cast(OBJECT(dev)->parent, TYPE_DEVICE);
+
+    if (whole) {
+        return DEVICE(whole);
+    }
+    return dev->parent_bus &&
+        !object_child_foreach(OBJECT(dev), is_memory, NULL) ?
+        dev->parent_bus->parent : NULL;
 }
 
 /*
@@ -199,18 +222,16 @@ static GPtrArray *find_devices(DeviceState *dev)
     if (dev) {
         qdev_walk_children(dev, add_device, NULL, NULL, NULL, devices);
     }
-    while (dev && !object_child_foreach(OBJECT(dev), is_memory, NULL)) {
-        dev = dev->parent_bus ? dev->parent_bus->parent : NULL;
-        if (dev) {
-            add_device(dev, devices);
-        }
+    while (dev && (dev = accessed_for(dev))) {
+        add_if_device(OBJECT(dev), devices);
     }
     return devices;
 }
 
 static unsigned touched_now(const DeviceSection *section)
 {
-    unsigned i, touched = qemu_devices_resets();
+    unsigned i, touched = qemu_devices_resets() +
+        qatomic_read(&qdev_touched_unknown);
 
     for (i = 0; i < section->devices->len; i++) {
         const DeviceState *dev = g_ptr_array_index(section->devices, i);

@@ -332,6 +332,34 @@ static void test_virtio_net(const void *machine)
     snapshot_vm_end(vm);
 }
 
+static void one_access(const void *machine, const char *device, uint16_t port)
+{
+    SnapshotVM *vm = snapshot_vm_start("", "-M %s -nodefaults -rtc clock=vm"
+                                       " -audiodev none,id=a"
+                                       " -device ipmi-bmc-sim,id=b -device %s",
+                                       (const char *)machine, device);
+
+    snapshot_save(vm, 0);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, 0, 0);
+    qtest_inb(vm->qts, port);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, 1, 0);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, 1, 0);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: an access that is not seen since it is to a list of ports, or to
+ * memory that does not tell whose it is.
+ */
+static void test_ports(const void *machine)
+{
+    one_access(machine, "sb16,audiodev=a", 0x226);
+    one_access(machine, "isa-ipmi-kcs,bmc=b", 0xca3);
+}
+
 static void add_tests(const char *name, GTestDataFunc test)
 {
     /* With remap, each restore resets the machine. */
@@ -349,6 +377,7 @@ int main(int argc, char **argv)
     add_tests("slots", test_slots);
     add_tests("bus-reset", test_bus_reset);
     add_tests("below", test_below);
+    add_tests("ports", test_ports);
     add_tests("bridge", test_bridge);
     add_tests("virtio", test_virtio);
     add_tests("virtio-net", test_virtio_net);
