@@ -10,6 +10,10 @@
  * which it differs, so that images form a tree; to put back another than the
  * current one, the pages that differ along the way are added to the log.
  *
+ * A page that differs restore after restore stays in the log, so that the first
+ * write to it need not be trapped again; it is compared each time, and leaves
+ * the log when it did not differ for a while.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -27,6 +31,13 @@
 
 /* Page of the file that all pages of zeroes share. */
 #define ZERO_PAGE 0
+
+/*
+ * To compare a page once more than needed costs about as much as to trap the
+ * first write to it: whether it is worth it is not known better than by the
+ * last few restores.
+ */
+#define MOST_UNCHANGED 2
 
 typedef struct ImageNode ImageNode;
 
@@ -61,6 +72,8 @@ typedef struct DirtyStore {
     RAMDirtyLog *log;
     unsigned log_version;       /* of ram_list, when the log was started */
     ImageNode *current;         /* RAM equals it but for the log's pages */
+    uint16_t restores;
+    uint16_t *changed;          /* by RAM page: the last that changed it */
 } DirtyStore;
 
 static DirtyStore *dirty_store(RAMSnapshotStore *store)
@@ -478,6 +491,9 @@ static bool log_start(DirtyStore *ds, Error **errp)
     }
     ds->log = log;
     ds->log_version = ram_list.version;
+    g_free(ds->changed);
+    ds->changed = g_new0(uint16_t, log->nr_pages);
+    ds->restores = 1;           /* None is of the last restore, which is 0. */
     set_current(ds, NULL);
     return true;
 }
@@ -494,6 +510,7 @@ static void log_stop_if_unused(DirtyStore *ds)
     }
     ram_dirty_log_stop();
     ds->log = NULL;
+    g_clear_pointer(&ds->changed, g_free);
     set_current(ds, NULL);
 }
 
@@ -544,7 +561,7 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
     }
     node->held = true;
     container_of(snap, DirtySnapshot, parent)->node = node;
-    ram_dirty_log_clear(ds->log);
+    ram_dirty_log_clear(ds->log, 0);
     set_current(ds, node);
     return true;
 }
@@ -554,47 +571,75 @@ static bool dirty_prepare(RAMSnapshot *snap, Error **errp)
     return log_start(dirty_store(snap->store), errp);
 }
 
-static void copy_run(const DirtyStore *ds, const ImageNode *node,
-                     const SavedBlock *b, uint32_t page, uint32_t nr)
+/*
+ * Shall a page stay in the log?  With KVM it would save nothing: to ask which
+ * pages were written to protects them again.
+ */
+static bool page_recurs(DirtyStore *ds, uint32_t page, bool was_kept,
+                        bool changed)
 {
-    ram_addr_t start = ((ram_addr_t)page << ds->page_bits) - b->offset;
-    const uint32_t *file_page = &node->table[page];
-    uint8_t *host = b->host + start;
-    uint32_t i, n;
+    uint16_t ago = ds->restores - ds->changed[page];
 
-    for (i = 0; i < nr; i += n) {
-        for (n = 1; i + n < nr && file_page[i + n] == file_page[i] + n; n++) {
-            /* a run in the file, too */
-        }
-        memcpy(host + ((size_t)i << ds->page_bits),
-               image_page(ds, file_page, i), (size_t)n << ds->page_bits);
+    if (changed) {
+        ds->changed[page] = ds->restores;
+        return (was_kept || ago == 1) && !kvm_enabled();
     }
-    ram_block_written(b->rb, start, (ram_addr_t)nr << ds->page_bits);
+    return ago <= MOST_UNCHANGED;
 }
 
-/* The hot path: its cost is that of the pages in the log. */
-static uint64_t copy_logged(const DirtyStore *ds, const ImageNode *node)
+/*
+ * The hot path: its cost is that of the pages in the log.  Of those that were
+ * kept in it, nobody knows but by comparing whether they were written to.
+ *
+ * Puts the pages that are to be kept at the front of the log's list.
+ */
+static uint64_t copy_logged(DirtyStore *ds, const ImageNode *node,
+                            unsigned *keep)
 {
-    const uint32_t *list = ds->log->list;
-    const SavedBlock *b = NULL;
+    const size_t size = 1 << ds->page_bits;
+    const SavedBlock *b = NULL, *written = NULL;
+    ram_addr_t start = 0, length = 0;
+    uint32_t *list = ds->log->list;
     uint64_t copied = 0;
-    unsigned i, n;
+    unsigned i;
 
-    for (i = 0; i < ds->log->len; i += n) {
-        ram_addr_t addr = (ram_addr_t)list[i] << ds->page_bits;
+    ds->restores++;
+    *keep = 0;
+    for (i = 0; i < ds->log->len; i++) {
+        uint32_t page = list[i];
+        ram_addr_t addr = (ram_addr_t)page << ds->page_bits;
+        bool was_kept = i < ds->log->kept, changed;
+        const uint8_t *saved;
+        uint8_t *host;
 
-        n = 1;
         b = page_block(node, addr, b);
-        if (b) {
-            uint32_t most = (b->offset + b->length - addr) >> ds->page_bits;
-
-            most = MIN(most, ds->log->len - i);
-            while (n < most && list[i + n] == list[i] + n) {
-                n++;
-            }
-            copy_run(ds, node, b, list[i], n);
-            copied += n;
+        if (!b) {
+            continue;
         }
+        addr -= b->offset;
+        host = b->host + addr;
+        saved = image_page(ds, node->table, page);
+        changed = !was_kept || memcmp(host, saved, size);
+        if (changed) {
+            memcpy(host, saved, size);
+            copied++;
+            if (b != written || addr != start + length) {
+                if (length) {
+                    ram_block_written(written->rb, start, length);
+                }
+                written = b;
+                start = addr;
+                length = 0;
+            }
+            length += size;
+        }
+        if (page_recurs(ds, page, was_kept, changed)) {
+            list[i] = list[*keep];
+            list[(*keep)++] = page;
+        }
+    }
+    if (length) {
+        ram_block_written(written->rb, start, length);
     }
     return copied;
 }
@@ -603,12 +648,15 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
     DirtyStore *ds = dirty_store(snap->store);
     ImageNode *node = image_node(snap);
+    unsigned logged, keep;
 
     if (!log_complete(ds) || !log_path(ds, node)) {
         log_all(ds, node);
     }
-    *pages = copy_logged(ds, node);
-    ram_dirty_log_clear(ds->log);
+    logged = ds->log->len;
+    *pages = copy_logged(ds, node, &keep);
+    ram_dirty_log_clear(ds->log, keep);
+    trace_ram_snapshot_put_back(logged, *pages, keep);
     set_current(ds, node);
     return !*pages || !kvm_enabled() || kvm_ram_written(errp);
 }

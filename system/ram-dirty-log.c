@@ -181,14 +181,14 @@ bool ram_dirty_log_sync(void)
     return ok && !qatomic_read(&log->all);
 }
 
-void ram_dirty_log_clear(RAMDirtyLog *log)
+void ram_dirty_log_clear(RAMDirtyLog *log, unsigned keep)
 {
     unsigned i;
 
-    for (i = 0; i < log->len; i++) {
+    for (i = keep; i < log->len; i++) {
         clear_bit(log->list[i], log->bitmap);
     }
-    log->len = 0;
+    log->len = log->kept = keep;
     log->all = false;
     trap_writes();
 }

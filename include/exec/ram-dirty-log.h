@@ -16,7 +16,8 @@
 #include "exec/ramlist.h"
 
 /**
- * RAMDirtyLog: pages written to since they were last taken from the log
+ * RAMDirtyLog: pages written to since they were last taken from the log, and
+ * those that were left in it
  *
  * Pages are numbered by their ram_addr_t.  Writers, in any thread, only add;
  * the user removes pages while no vCPU runs.  What vCPUs wrote to under KVM,
@@ -29,6 +30,7 @@ struct RAMDirtyLog {
     uint32_t nr_pages;          /* of RAM, its blocks as long as they may be */
     bool all;                   /* any page may have been written to */
     unsigned len;               /* of @list */
+    unsigned kept;              /* the first of @list: from the time before */
     unsigned long *bitmap;      /* by page: is it in @list? */
     uint32_t *list;
 };
@@ -67,11 +69,14 @@ void ram_dirty_log_stop(void);
 bool ram_dirty_log_sync(void);
 
 /**
- * ram_dirty_log_clear: take all pages from the log
+ * ram_dirty_log_clear: take pages from the log
+ * @keep: so many stay, the first of @list, which may be in any order
  *
+ * A write to a page that stays is not trapped (unless somebody else wants to
+ * know of it), and whether there was one, the log does not tell.
  * With the BQL held and the vCPUs stopped, after ram_dirty_log_sync().
  */
-void ram_dirty_log_clear(RAMDirtyLog *log);
+void ram_dirty_log_clear(RAMDirtyLog *log, unsigned keep);
 
 /**
  * ram_dirty_log_add: note that a range was written to

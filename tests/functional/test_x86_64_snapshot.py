@@ -180,6 +180,9 @@ class Guest:
     def test_smc_slots(self):
         self.run_case('smc_slots')
 
+    def test_kept(self):
+        self.run_case('kept')
+
     def test_ram(self):
         self.run_case('ram', **self.ram)
 
@@ -384,6 +387,40 @@ class PcTcg(Tcg, QemuSystemTest):
 
 class Q35Tcg(Tcg, QemuSystemTest):
     machine = 'q35'
+
+    def test_kept_in_log(self):
+        """
+        Catches pages that are trapped each time, though they are written to
+        each time; and those that never leave the log again.
+        """
+        log = Path(self.scratch_file('trace'))
+        self.run_case('kept', '-trace', 'ram_snapshot_put_back', '-D',
+                      str(log), n=200)
+        found = [tuple(map(int, m)) for m in re.findall(
+            r'(\d+) pages in the log, (\d+) differed, (\d+) stay',
+            log.read_text())]
+        self.assertEqual(len(found), 200)
+        logged, differed, kept = zip(*found)
+        self.assertGreater(median(kept), 32)
+        self.assertLess(max(kept), 128)
+        self.assertGreater(max(a - b for a, b in zip(logged, differed)), 0)
+
+    def test_kept_migrated(self):
+        state = self.scratch_file('state')
+        self.start('kept_migrated')
+        self.wait_for('.', 2)
+        self.vm.cmd('migrate', uri=f'file:{state}')
+        end = time.monotonic() + 60
+        while self.vm.cmd('query-migrate').get('status') != 'completed':
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+        there = self.get_vm(name='there')
+        there.add_args(*(arg.replace(str(self.console), f'{self.console}2')
+                         for arg in self.vm.args), '-incoming', f'file:{state}')
+        self.console = Path(f'{self.console}2')
+        there.launch()
+        self.wait_for('.', 2)
+        self.assertNotIn('FAIL', self.output())
 
 
 class PcTcgRemap(PcTcg):

@@ -123,6 +123,80 @@ CASE(smc_slots)
     }
 }
 
+/* ------------------------------------- pages that are written to for a while */
+
+#define KEPT_WORD       256             /* in each page: data */
+
+static uint8_t *kept_page(unsigned i)
+{
+    return (uint8_t *)STRAY_BASE + i * PAGE_SIZE;
+}
+
+/*
+ * Catches: a page that stays in the log of RAM, for it was written to each
+ * time, and is not put back; one that has left the log, but is still written to
+ * without a trap; translated code on such a page that survives a write to it,
+ * or a restore. Each page is written to for 1 to 8 passes and then not for 1 to
+ * 8; every second one has code, which is run each time.
+ */
+CASE(kept)
+{
+    unsigned n = repeats(option("n", 500));
+
+    memset(kept_page(0), 0, 128 * PAGE_SIZE);
+    for (unsigned i = 0; i < 128; i += 2) {
+        emit_constant(kept_page(i), i);
+    }
+
+    unsigned pass = snapshot_save();
+
+    for (unsigned i = 0; i < 128; i++) {
+        shared32 *word = (shared32 *)(kept_page(i) + KEPT_WORD);
+        unsigned on = 1 + i / 2 % 8, off = 1 + i / 16;
+        bool write = pass % (on + off) < on;
+
+        check_equal("word", *word, 0);
+        if (i % 2 == 0) {
+            check_equal("code", call(kept_page(i)), i);
+            if (write) {
+                patch_constant(kept_page(i), pass);
+                check_equal("patched code", call(kept_page(i)), pass);
+            }
+        }
+        if (write) {
+            *word = pass + 1;
+        }
+    }
+    if (pass < n) {
+        snapshot_restore();
+    }
+}
+
+/*
+ * Pages that were written to in each of some restores are written to for ever,
+ * while the host migrates the machine. Catches: one in the log that a migration
+ * does not see written to.
+ */
+CASE(kept_migrated)
+{
+    unsigned pass = snapshot_save();
+
+    for (unsigned n = 1; ; n++) {
+        for (unsigned i = 0; i < 64; i++) {
+            *(shared32 *)kept_page(i) = pass + n;
+        }
+        if (pass < 10) {
+            snapshot_restore();
+        }
+        for (unsigned i = 0; i < 64; i++) {
+            check_equal("word", *(shared32 *)kept_page(i), pass + n);
+        }
+        if (n % 1024 == 0) {
+            say(".");
+        }
+    }
+}
+
 /* ------------------------------------------------------- all of RAM */
 
 /*
