@@ -212,13 +212,17 @@ static DeviceState *accessed_for(DeviceState *dev)
 }
 
 /*
- * The devices through which a guest changes @dev, or something in it: it may
- * be accessed through what it is attached to only, as a disk of SCSI is.
+ * The devices through which a guest changes a section's, or something in it: it
+ * may be accessed through what it is attached to only, as a disk of SCSI is.
  */
-static GPtrArray *find_devices(DeviceState *dev)
+static GPtrArray *find_devices(const DeviceSection *section)
 {
     GPtrArray *devices = g_ptr_array_new();
+    DeviceState *dev = section->root ?: section->dev;
 
+    if (section->restore >= VMSTATE_RESTORE_IF_CHANGED) {
+        return devices;
+    }
     if (dev) {
         qdev_walk_children(dev, add_device, NULL, NULL, NULL, devices);
     }
@@ -310,7 +314,7 @@ static void section_init(DeviceSection *section)
     section->restore = se->vmsd ? se->vmsd->restore : se->ops->restore;
     section->dev = section_device(section);
     section->root = find_root(section->dev);
-    section->devices = find_devices(section->root ?: section->dev);
+    section->devices = find_devices(section);
     section->touched = touched_now(section);
     if (se_has_state(se)) {
         section_flatten(section);
