@@ -781,6 +781,31 @@ snapshot_overlay_co_flush(BlockDriverState *bs)
     return 0;
 }
 
+/*
+ * The node below may have a backing file. That it has not allocated something
+ * itself would be taken for an answer, as this one has no backing file to ask.
+ */
+static int coroutine_fn GRAPH_RDLOCK
+status_below(BlockDriverState *bs, int64_t offset, int64_t bytes,
+             int64_t *pnum, int64_t *map, BlockDriverState **file)
+{
+    int ret = bdrv_co_block_status_above(bs->file->bs, NULL, offset, bytes,
+                                         pnum, map, file);
+
+    if (ret < 0) {
+        return ret;
+    }
+    ret &= BDRV_BLOCK_DATA | BDRV_BLOCK_ZERO | BDRV_BLOCK_OFFSET_VALID;
+    if (*pnum < BDRV_SECTOR_SIZE) {
+        /* Not the same in all of the sector: a file may end there */
+        *pnum = BDRV_SECTOR_SIZE;
+        return BDRV_BLOCK_DATA;
+    }
+    *pnum = QEMU_ALIGN_DOWN(*pnum, BDRV_SECTOR_SIZE);
+    return ret & (BDRV_BLOCK_DATA | BDRV_BLOCK_ZERO) ? ret :
+        ret | BDRV_BLOCK_DATA;
+}
+
 static int coroutine_fn GRAPH_RDLOCK
 snapshot_overlay_co_block_status(BlockDriverState *bs, bool want_zero,
                                  int64_t offset, int64_t bytes, int64_t *pnum,
@@ -806,9 +831,7 @@ snapshot_overlay_co_block_status(BlockDriverState *bs, bool want_zero,
 
     *pnum = (sector - first) * BDRV_SECTOR_SIZE;
     if (where == BELOW) {
-        *map = offset;
-        *file = bs->file->bs;
-        return BDRV_BLOCK_RAW | BDRV_BLOCK_OFFSET_VALID;
+        return status_below(bs, offset, *pnum, pnum, map, file);
     }
     return where == ZERO ? BDRV_BLOCK_ZERO : BDRV_BLOCK_DATA;
 }
@@ -826,6 +849,8 @@ snapshot_overlay_refresh_limits(BlockDriverState *bs, Error **errp)
 {
     /* Less is read, merged and written by the block layer. */
     bs->bl.request_alignment = BDRV_SECTOR_SIZE;
+    /* Nothing is discarded below, so what that could is of no matter. */
+    bs->bl.pdiscard_alignment = 0;
 }
 
 static int GRAPH_RDLOCK

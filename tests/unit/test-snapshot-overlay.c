@@ -101,6 +101,7 @@ typedef struct Model {
     Saved slots[MAX_SLOTS];
     unsigned nr_slots;
     bool may_fail;              /* with ENOSPC */
+    bool backing;               /* below is not all in the same file */
     uint64_t failed;
     uint64_t restored;
 } Model;
@@ -283,13 +284,16 @@ static void do_status(Model *m)
         g_assert_cmpint(ret, >=, 0);
         g_assert_cmpint(n, >, 0);
         g_assert_cmpint(n, <=, bytes);
+        /* Else it is taken for zeroes. */
+        g_assert_true(ret & BDRV_BLOCK_ALLOCATED);
+        g_assert_true(ret & (BDRV_BLOCK_DATA | BDRV_BLOCK_ZERO));
         if (ret & BDRV_BLOCK_ZERO) {
             g_assert_true(buffer_is_zero(m->present + offset, n));
         }
         if (file && file != m->bs) {
             /* As it is below, and at the same place */
             g_assert_true(ret & BDRV_BLOCK_OFFSET_VALID);
-            g_assert_cmpint(map, ==, offset);
+            g_assert_true(m->backing || map == offset);
             g_assert_cmpmem(m->present + offset, n, image_content + offset, n);
         }
         offset += n;
@@ -488,22 +492,26 @@ static void model_free(Model *m)
 
 typedef struct Case {
     const char *name;
+    unsigned steps;
     uint64_t memory;
     bool align;
-    unsigned steps;
+    bool backing;
 } Case;
 
 static const Case cases[] = {
-    { "/snapshot-overlay/model/memory", 64 * MiB, false, 150000 },
-    { "/snapshot-overlay/model/file", 0, false, 40000 },
-    { "/snapshot-overlay/model/both", 300 * CLUSTER, false, 60000 },
+    { "/snapshot-overlay/model/memory", 100000, 64 * MiB },
+    { "/snapshot-overlay/model/file", 40000, 0 },
+    { "/snapshot-overlay/model/both", 50000, 300 * CLUSTER },
     /* A node below that takes requests of whole clusters only */
-    { "/snapshot-overlay/model/align", 100 * CLUSTER, true, 30000 },
+    { "/snapshot-overlay/model/align", 30000, 100 * CLUSTER, .align = true },
+    /* One that has a backing file, where most is */
+    { "/snapshot-overlay/model/backing", 20000, 64 * MiB, .backing = true },
 };
 
 static void test_model(gconstpointer opaque)
 {
     const Case *c = opaque;
+    g_autofree char *qcow2 = g_build_filename(dir, "qcow2", NULL);
     QDict *options = overlay_options(c->memory);
     Model *m;
 
@@ -517,38 +525,60 @@ static void test_model(gconstpointer opaque)
         qdict_put_str(options, "file.image.file.driver", "file");
         qdict_put_str(options, "file.image.file.filename", image);
     }
+    if (c->backing) {
+        BlockBackend *blk;
+
+        bdrv_img_create(qcow2, "qcow2", image, "raw", NULL, DISK_SIZE, 0, true,
+                        &error_abort);
+        blk = blk_new_open(qcow2, NULL, NULL, BDRV_O_RDWR, &error_abort);
+        g_assert_cmpint(blk_pwrite(blk, 64 * KiB, 64 * KiB,
+                                   image_content + 64 * KiB, 0), ==, 0);
+        blk_unref(blk);
+        qdict_put_str(options, "file.driver", "qcow2");
+        qdict_put_str(options, "file.file.filename", qcow2);
+    }
     m = model_new(options, c->align ? EVEN_SIZE : DISK_SIZE, 2);
+    m->backing = c->backing;
     for (unsigned i = 0; i < c->steps; i++) {
         step(m);
     }
     g_assert_cmpuint(m->restored, >, c->steps / 20);
     model_free(m);
+    g_unlink(qcow2);
 }
 
 /* ---- What is not in the model ---- */
 
+static void limit_files(rlim_t size)
+{
+    struct rlimit limit;
+
+    g_assert_cmpint(getrlimit(RLIMIT_FSIZE, &limit), ==, 0);
+    limit.rlim_cur = MIN(size, limit.rlim_max);
+    g_assert_cmpint(setrlimit(RLIMIT_FSIZE, &limit), ==, 0);
+}
+
 /*
- * The file cannot become longer: requests that need space fail with ENOSPC,
- * all others do not, and slots are as they were.
+ * The file cannot become longer, and sometimes not all of it be written to:
+ * requests that need that fail with ENOSPC, all others do not, and slots are as
+ * they were. Catches what is lost, and space that is lost, on the way out.
  */
 static void test_no_space(void)
 {
-    struct rlimit old, limit;
     Model *m = model_new(overlay_options(100 * CLUSTER), DISK_SIZE, 3);
     g_autofree uint8_t *data = g_malloc0(DISK_SIZE);
     int ret;
 
     signal(SIGXFSZ, SIG_IGN);
-    g_assert_cmpint(getrlimit(RLIMIT_FSIZE, &old), ==, 0);
-    limit = old;
-    limit.rlim_cur = 1 * MiB;
-    g_assert_cmpint(setrlimit(RLIMIT_FSIZE, &limit), ==, 0);
-
     m->may_fail = true;
     for (unsigned i = 0; i < 30000; i++) {
+        if (i % 100 == 0) {
+            limit_files(below(m, 3) ? 1 * MiB : below(m, 1 * MiB));
+        }
         step(m);
         if (i % 5000 == 4999) {
             /* What has its place can be written again though all is full. */
+            limit_files(1 * MiB);
             while (m->nr_slots) {
                 do_discard_slot(m);
             }
@@ -572,7 +602,7 @@ static void test_no_space(void)
     }
     g_assert_cmpuint(m->failed, >, 100);
 
-    g_assert_cmpint(setrlimit(RLIMIT_FSIZE, &old), ==, 0);
+    limit_files(RLIM_INFINITY);
     m->may_fail = false;
     for (unsigned i = 0; i < 1000; i++) {
         step(m);
@@ -713,6 +743,7 @@ static BlockBackend *open_image(Error **errp)
 
     qdict_put_str(options, "driver", "raw");
     qdict_put_str(options, "node-name", "image");
+    qdict_put_str(options, "discard", "unmap");
     qdict_put_str(options, "file.driver", "file");
     qdict_put_str(options, "file.filename", image);
     return blk_new_open(NULL, NULL, options, BDRV_O_RDWR, errp);
@@ -755,15 +786,26 @@ static void test_filename(void)
     g_autofree char *name = g_strdup_printf("snapshot-overlay:%s", image);
     QDict *options = qdict_new();
     BlockBackend *blk;
+    BlockDriverState *bs;
 
-    qdict_put_str(options, "file.driver", "raw");
-    blk = blk_new_open(name, NULL, options, BDRV_O_RDWR, &error_abort);
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "file.driver", "file");
+    qdict_put_str(options, "file.filename", image);
+    blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
     bdrv_graph_rdlock_main_loop();
     bdrv_refresh_filename(blk_bs(blk));
     bdrv_graph_rdunlock_main_loop();
     g_assert_true(g_str_has_prefix(blk_bs(blk)->filename, "json:"));
     g_assert_null(strstr(blk_bs(blk)->filename, "spill"));
     g_assert_nonnull(strstr(blk_bs(blk)->filename, "snapshot-overlay"));
+    blk_unref(blk);
+
+    options = qdict_new();
+    qdict_put_str(options, "driver", "raw");
+    blk = blk_new_open(name, NULL, options, BDRV_O_RDWR, &error_abort);
+    bs = blk_bs(blk)->file->bs;
+    g_assert_true(bdrv_is_snapshot_overlay(bs));
+    g_assert_true(bdrv_is_read_only(bs->file->bs));
     blk_unref(blk);
 }
 
@@ -841,12 +883,16 @@ static void test_insert(void)
         g_assert_true(blk_bs(blk) == below && !bdrv_is_read_only(below));
         g_assert_cmpint(blk_pwrite(blk, 0, CLUSTER, image_content, 0), ==, 0);
 
+        below->detect_zeroes = BLOCKDEV_DETECT_ZEROES_OPTIONS_ON;
         qdict_put_str(options, "overlay-dir", dir);
         bs = snapshot_overlay_insert(below, options, &error_abort);
         g_assert_true(blk_bs(blk) == bs && bdrv_is_snapshot_overlay(bs));
         g_assert_false(bdrv_is_snapshot_overlay(below));
         g_assert_true(bdrv_is_read_only(below));
         g_assert_true(bdrv_get_aio_context(bs) == bdrv_get_aio_context(below));
+        g_assert_cmpint(bs->detect_zeroes, ==,
+                        BLOCKDEV_DETECT_ZEROES_OPTIONS_ON);
+        g_assert_true(bs->open_flags & BDRV_O_UNMAP);
         bdrv_unref(bs);
 
         g_assert_cmpint(blk_pwrite(blk, 100, CLUSTER, data, 0), ==, 0);
