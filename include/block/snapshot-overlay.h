@@ -1,0 +1,106 @@
+/*
+ * The snapshot-overlay block driver, for those who save and restore it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef BLOCK_SNAPSHOT_OVERLAY_H
+#define BLOCK_SNAPSHOT_OVERLAY_H
+
+#include "qapi/qapi-types-block-core.h"
+
+/*
+ * A node of the driver has its present content, and any number of slots, each
+ * of which is the content at the time of a save.  Clusters that are the same in
+ * several of them exist once.
+ *
+ * All functions here are called with the BQL held, and with no request in
+ * flight on the node, nor one that could begin: it is drained, or nothing that
+ * uses it runs.  They never wait, do no I/O, and may be called on any thread.
+ */
+typedef struct SnapshotOverlaySlot SnapshotOverlaySlot;
+
+/**
+ * bdrv_is_snapshot_overlay: whether @bs is a node of this driver
+ */
+bool bdrv_is_snapshot_overlay(BlockDriverState *bs);
+
+/**
+ * snapshot_overlay_insert: keep from now on what is written to a node in memory
+ *
+ * @bs: any node, used or not; it becomes read-only
+ * @options: options of the driver (overlay-size, overlay-dir, node-name) but
+ *           @file, or %NULL; the reference goes to this function
+ * @errp: why that cannot be, if somebody else writes to @bs, say
+ *
+ * All that use @bs use the new node instead.  May drain and poll, so that it
+ * can only be called in the main loop, not in a coroutine, and with nothing
+ * drained.
+ *
+ * Returns: the new node, whose reference the caller has and, unless it means to
+ * delete the node, can drop once something uses it; %NULL on failure, with all
+ * as it was.
+ */
+BlockDriverState *snapshot_overlay_insert(BlockDriverState *bs, QDict *options,
+                                          Error **errp);
+
+/**
+ * snapshot_overlay_save: make a slot of the present content
+ *
+ * @bs: a node of this driver
+ *
+ * Takes time for each cluster written since the last save or restore.  Cannot
+ * fail.
+ *
+ * Returns: the slot, for snapshot_overlay_discard(), though @bs be gone before.
+ */
+SnapshotOverlaySlot *snapshot_overlay_save(BlockDriverState *bs);
+
+/**
+ * snapshot_overlay_slot_bs: the node that a slot is of
+ *
+ * @slot: the slot
+ *
+ * Returns: the node, or %NULL if it was closed: there is nothing to go back to.
+ */
+BlockDriverState *snapshot_overlay_slot_bs(SnapshotOverlaySlot *slot);
+
+/**
+ * snapshot_overlay_restore: make the content of a slot the present one
+ *
+ * @slot: a slot of a node that is there
+ *
+ * The slot stays as it is, all others too.  Takes time for each cluster that was
+ * written since the last save or restore, and if that was of another slot, for
+ * each that differs between the two.  Cannot fail.
+ *
+ * Dirty bitmaps of the node count what changes as written.
+ *
+ * Returns: the number of clusters, or of areas that were zeroed as a whole, that
+ * were put back.
+ */
+uint64_t snapshot_overlay_restore(SnapshotOverlaySlot *slot);
+
+/**
+ * snapshot_overlay_discard: forget a slot
+ *
+ * @slot: the slot, which is freed
+ *
+ * The present content and other slots stay as they are.  Takes time for each
+ * cluster that differs between the slot and its neighbours in time.  With the
+ * last slot, memory that is not in use goes back to the host.
+ */
+void snapshot_overlay_discard(SnapshotOverlaySlot *slot);
+
+/**
+ * snapshot_overlay_query: how much there is
+ *
+ * @bs: a node of this driver
+ * @stats: set; see its description in QAPI
+ *
+ * Unlike the others, may be called at any time.
+ */
+void snapshot_overlay_query(BlockDriverState *bs,
+                            BlockStatsSpecificSnapshotOverlay *stats);
+
+#endif

@@ -1,0 +1,1159 @@
+/*
+ * Test of the snapshot-overlay block driver
+ *
+ * A node over an image, and beside it a plain buffer that the same is done to:
+ * they have to be equal whatever is done, in any order, at any alignment.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include <sys/resource.h>
+#include "qemu/cutils.h"
+#include "qemu/main-loop.h"
+#include "qemu/memalign.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
+#include "qobject/qdict.h"
+#include "block/block_int.h"
+#include "block/dirty-bitmap.h"
+#include "block/snapshot-overlay.h"
+#include "system/block-backend.h"
+#include "iothread.h"
+
+#define SECTOR          512
+#define CLUSTER         4096
+#define AREA            (2 * MiB)
+#define MAX_SLOTS       6
+
+static char *dir;
+static char *image;             /* the file below */
+static uint8_t *image_content;
+
+/*
+ * One area, the second cut short in a cluster. The last sector of the image is
+ * not whole, either: what is behind it reads as zeroes.
+ */
+#define IMAGE_SIZE      (AREA + 37 * CLUSTER + 3 * SECTOR - 100)
+#define DISK_SIZE       ROUND_UP(IMAGE_SIZE, SECTOR)
+/* For what has to be a multiple of clusters */
+#define EVEN_SIZE       (AREA + 32 * CLUSTER)
+
+static void create_image(void)
+{
+    g_autoptr(GRand) rand = g_rand_new_with_seed(1);
+
+    image = g_build_filename(dir, "image", NULL);
+    image_content = g_malloc0(DISK_SIZE);
+    for (int i = 0; i < IMAGE_SIZE; i++) {
+        image_content[i] = g_rand_int(rand) | 1;
+    }
+    g_assert_true(g_file_set_contents(image, (char *)image_content, IMAGE_SIZE,
+                                      NULL));
+}
+
+/* Catches all that is written below. */
+static void check_image(void)
+{
+    g_autofree char *content = NULL;
+    gsize length;
+
+    g_assert_true(g_file_get_contents(image, &content, &length, NULL));
+    g_assert_cmpmem(content, length, image_content, IMAGE_SIZE);
+}
+
+static QDict *overlay_options(uint64_t memory)
+{
+    QDict *options = qdict_new();
+    g_autofree char *size = g_strdup_printf("%" PRIu64, memory);
+
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-size", size);
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "discard", "unmap");
+    qdict_put_str(options, "file.driver", "raw");
+    qdict_put_str(options, "file.file.driver", "file");
+    qdict_put_str(options, "file.file.filename", image);
+    return options;
+}
+
+static BlockBackend *open_blk(QDict *options)
+{
+    return blk_new_open(NULL, NULL, options, BDRV_O_RDWR | BDRV_O_RESIZE,
+                        &error_abort);
+}
+
+/* ---- The model ---- */
+
+typedef struct Saved {
+    SnapshotOverlaySlot *slot;
+    uint8_t *content;
+} Saved;
+
+typedef struct Model {
+    BlockBackend *blk;
+    BlockDriverState *bs;
+    GRand *rand;
+    int64_t size;
+    uint8_t *present;
+    uint8_t *buf;
+    Saved slots[MAX_SLOTS];
+    unsigned nr_slots;
+    bool may_fail;              /* with ENOSPC */
+    bool backing;               /* below is not all in the same file */
+    uint64_t failed;
+    uint64_t restored;
+} Model;
+
+static Model *model_new(QDict *options, int64_t size, uint32_t seed)
+{
+    Model *m = g_new0(Model, 1);
+
+    m->blk = open_blk(options);
+    m->bs = blk_bs(m->blk);
+    m->rand = g_rand_new_with_seed(seed);
+    m->size = size;
+    g_assert_cmpint(blk_getlength(m->blk), ==, size);
+    m->present = g_memdup2(image_content, size);
+    m->buf = qemu_memalign(CLUSTER, size);
+    return m;
+}
+
+static uint64_t below(Model *m, uint64_t n)
+{
+    return g_rand_int(m->rand) % n;
+}
+
+/* Often at borders, mostly short */
+static void any_range(Model *m, int64_t *offset, int64_t *bytes)
+{
+    static const int alignments[] = { 1, SECTOR, CLUSTER, 64 * KiB, AREA };
+    static const int sizes[] = { SECTOR, CLUSTER, 3 * CLUSTER, 64 * KiB };
+    int align = alignments[below(m, 4)];
+
+    if (below(m, 400) == 0) {
+        align = AREA;
+        *bytes = below(m, m->size) + 1;
+    } else {
+        *bytes = below(m, sizes[below(m, ARRAY_SIZE(sizes))]) + 1;
+    }
+    if (below(m, 3)) {
+        *bytes = ROUND_UP(*bytes, align);
+    }
+    /* All in one place now and then, so that the same is changed again */
+    *offset = below(m, below(m, 2) ? m->size : 40 * CLUSTER);
+    if (below(m, 3)) {
+        *offset = QEMU_ALIGN_DOWN(*offset, align);
+    }
+    if (below(m, 20) == 0) {
+        *offset = MAX(0, m->size - *bytes);
+    }
+    *bytes = MIN(*bytes, m->size - *offset);
+}
+
+static void compare(Model *m, int64_t offset, int64_t bytes)
+{
+    memset(m->buf, 0x55, bytes);
+    g_assert_cmpint(blk_pread(m->blk, offset, bytes, m->buf, 0), ==, 0);
+    g_assert_cmpmem(m->buf, bytes, m->present + offset, bytes);
+}
+
+/*
+ * A request has failed for want of space. Each sector is either as it was or as
+ * it was to be; what is outside of the request is as it was.
+ */
+static void take_over(Model *m, int64_t offset, int64_t bytes,
+                      const uint8_t *wanted)
+{
+    int64_t start = QEMU_ALIGN_DOWN(offset, SECTOR);
+    int64_t end = ROUND_UP(offset + bytes, SECTOR);
+    g_autofree uint8_t *before = g_memdup2(m->present + start, end - start);
+    uint8_t *was = m->present + start;
+
+    m->failed++;
+    g_assert_cmpint(blk_pread(m->blk, start, end - start, m->buf, 0), ==, 0);
+    memcpy(m->present + offset, wanted, bytes);
+    for (int64_t i = 0; i < end - start; i += SECTOR) {
+        if (memcmp(m->buf + i, was + i, SECTOR)) {
+            g_assert_cmpmem(m->buf + i, SECTOR, before + i, SECTOR);
+            memcpy(was + i, before + i, SECTOR);
+        }
+    }
+}
+
+static void changed(Model *m, int ret, int64_t offset, int64_t bytes,
+                    const uint8_t *wanted)
+{
+    if (ret < 0) {
+        g_assert_true(m->may_fail);
+        g_assert_cmpint(ret, ==, -ENOSPC);
+        take_over(m, offset, bytes, wanted);
+    } else {
+        memcpy(m->present + offset, wanted, bytes);
+    }
+}
+
+static void fill(Model *m, uint8_t *data, int64_t bytes)
+{
+    uint32_t x = g_rand_int(m->rand);
+
+    for (int64_t i = 0; i < bytes; i++) {
+        x = x * 1664525 + 1013904223;
+        data[i] = x >> 24;
+    }
+}
+
+static void do_write(Model *m)
+{
+    g_autofree uint8_t *data = NULL;
+    int64_t offset, bytes;
+
+    any_range(m, &offset, &bytes);
+    data = g_malloc(bytes);
+    fill(m, data, bytes);
+    changed(m, blk_pwrite(m->blk, offset, bytes, data,
+                          below(m, 4) ? 0 : BDRV_REQ_FUA),
+            offset, bytes, data);
+}
+
+static void do_zero(Model *m)
+{
+    static const BdrvRequestFlags flags[] = {
+        0, BDRV_REQ_MAY_UNMAP, BDRV_REQ_FUA, BDRV_REQ_NO_FALLBACK,
+    };
+    bool aligned;
+    g_autofree uint8_t *zeroes = NULL;
+    int64_t offset, bytes;
+
+    any_range(m, &offset, &bytes);
+    zeroes = g_malloc0(bytes);
+    aligned = QEMU_IS_ALIGNED(offset | bytes, SECTOR);
+    changed(m, blk_pwrite_zeroes(m->blk, offset, bytes,
+                                 flags[below(m, aligned ? 4 : 3)]),
+            offset, bytes, zeroes);
+}
+
+/* Whole sectors read as zeroes then; of the others nothing is changed. */
+static void do_discard(Model *m)
+{
+    g_autofree uint8_t *zeroes = NULL;
+    int64_t offset, bytes, end;
+    int ret;
+
+    any_range(m, &offset, &bytes);
+    ret = blk_pdiscard(m->blk, offset, bytes, 0);
+    end = QEMU_ALIGN_DOWN(offset + bytes, SECTOR);
+    offset = ROUND_UP(offset, SECTOR);
+    if (offset < end) {
+        zeroes = g_malloc0(end - offset);
+        changed(m, ret, offset, end - offset, zeroes);
+    }
+}
+
+static void do_read(Model *m)
+{
+    int64_t offset, bytes;
+
+    any_range(m, &offset, &bytes);
+    compare(m, offset, bytes);
+}
+
+static void do_flush_and_resize(Model *m)
+{
+    g_assert_cmpint(blk_flush(m->blk), ==, 0);
+    g_assert_cmpint(blk_truncate(m->blk, below(m, 2 * m->size), true,
+                                 PREALLOC_MODE_OFF, 0, NULL), ==, -ENOTSUP);
+    g_assert_cmpint(blk_getlength(m->blk), ==, m->size);
+}
+
+static void do_status(Model *m)
+{
+    int64_t offset, bytes;
+
+    any_range(m, &offset, &bytes);
+    bytes = MIN(bytes, 64 * CLUSTER);
+    while (bytes) {
+        BlockDriverState *file = NULL;
+        int64_t n, map;
+        int ret;
+
+        bdrv_graph_rdlock_main_loop();
+        ret = bdrv_block_status(m->bs, offset, bytes, &n, &map, &file);
+        bdrv_graph_rdunlock_main_loop();
+        g_assert_cmpint(ret, >=, 0);
+        g_assert_cmpint(n, >, 0);
+        g_assert_cmpint(n, <=, bytes);
+        /* Else it is taken for zeroes. */
+        g_assert_true(ret & BDRV_BLOCK_ALLOCATED);
+        g_assert_true(ret & (BDRV_BLOCK_DATA | BDRV_BLOCK_ZERO));
+        if (ret & BDRV_BLOCK_ZERO) {
+            g_assert_true(buffer_is_zero(m->present + offset, n));
+        }
+        if (file && file != m->bs) {
+            /* As it is below, and at the same place */
+            g_assert_true(ret & BDRV_BLOCK_OFFSET_VALID);
+            g_assert_true(m->backing || map == offset);
+            g_assert_cmpmem(m->present + offset, n, image_content + offset, n);
+        }
+        offset += n;
+        bytes -= n;
+    }
+}
+
+typedef struct Piece {
+    Model *m;
+    int64_t offset;
+    int64_t bytes;
+    enum { WRITE, WRITE_ZEROES, READ, PIECES } what;
+    uint8_t *data;
+    QEMUIOVector qiov;
+    int ret;
+} Piece;
+
+static void piece_done(void *opaque, int ret)
+{
+    ((Piece *)opaque)->ret = ret;
+}
+
+/*
+ * Requests for neighbours, of the same clusters too, that are in flight at the
+ * same time. Catches one that undoes what another does to the same cluster
+ * while it waits for the file.
+ */
+static void do_many(Model *m)
+{
+    Piece pieces[12];
+    int64_t sectors = m->size / SECTOR;
+    int64_t sector = below(m, sectors - ARRAY_SIZE(pieces) * 24);
+    int i;
+
+    if (below(m, 2)) {
+        sector %= 40 * CLUSTER / SECTOR;
+    }
+    for (i = 0; i < ARRAY_SIZE(pieces); i++) {
+        Piece *p = &pieces[i];
+        int64_t n = below(m, 24) + 1;
+
+        *p = (Piece) {
+            .m = m,
+            .offset = sector * SECTOR,
+            .bytes = n * SECTOR,
+            .what = below(m, PIECES),
+            .data = g_malloc0(n * SECTOR),
+            .ret = -EINPROGRESS,
+        };
+        sector += n;
+        if (p->what == WRITE) {
+            fill(m, p->data, p->bytes);
+        }
+        qemu_iovec_init_buf(&p->qiov, p->data, p->bytes);
+    }
+    for (i = 0; i < ARRAY_SIZE(pieces); i++) {
+        Piece *p = &pieces[i];
+
+        switch (p->what) {
+        case WRITE:
+            blk_aio_pwritev(m->blk, p->offset, &p->qiov, 0, piece_done, p);
+            break;
+        case WRITE_ZEROES:
+            blk_aio_pwrite_zeroes(m->blk, p->offset, p->bytes, 0, piece_done,
+                                  p);
+            break;
+        default:
+            blk_aio_preadv(m->blk, p->offset, &p->qiov, 0, piece_done, p);
+            break;
+        }
+    }
+    blk_drain(m->blk);
+    for (i = 0; i < ARRAY_SIZE(pieces); i++) {
+        Piece *p = &pieces[i];
+
+        if (p->what == READ) {
+            g_assert_cmpint(p->ret, >=, 0);
+            g_assert_cmpmem(p->data, p->bytes, m->present + p->offset,
+                            p->bytes);
+        } else {
+            changed(m, MIN(p->ret, 0), p->offset, p->bytes, p->data);
+        }
+        g_free(p->data);
+    }
+}
+
+static void do_save(Model *m)
+{
+    Saved *s;
+
+    if (m->nr_slots == MAX_SLOTS) {
+        return;
+    }
+    s = &m->slots[m->nr_slots++];
+    bdrv_drained_begin(m->bs);
+    s->slot = snapshot_overlay_save(m->bs);
+    bdrv_drained_end(m->bs);
+    s->content = g_memdup2(m->present, m->size);
+    g_assert_true(snapshot_overlay_slot_bs(s->slot) == m->bs);
+}
+
+static void do_restore(Model *m)
+{
+    Saved *s;
+
+    if (!m->nr_slots) {
+        return;
+    }
+    s = &m->slots[below(m, m->nr_slots)];
+    bdrv_drained_begin(m->bs);
+    snapshot_overlay_restore(s->slot);
+    g_assert_cmpuint(snapshot_overlay_restore(s->slot), ==, 0);
+    bdrv_drained_end(m->bs);
+    memcpy(m->present, s->content, m->size);
+    m->restored++;
+    if (below(m, 8) == 0) {
+        compare(m, 0, m->size);
+    }
+}
+
+static void do_discard_slot(Model *m)
+{
+    unsigned i;
+
+    if (!m->nr_slots) {
+        return;
+    }
+    i = below(m, m->nr_slots);
+    bdrv_drained_begin(m->bs);
+    snapshot_overlay_discard(m->slots[i].slot);
+    bdrv_drained_end(m->bs);
+    g_free(m->slots[i].content);
+    m->slots[i] = m->slots[--m->nr_slots];
+    if (below(m, 8) == 0) {
+        compare(m, 0, m->size);
+    }
+}
+
+static void step(Model *m)
+{
+    BlockStatsSpecificSnapshotOverlay stats;
+    unsigned what = below(m, 100);
+
+    if (what < 28) {
+        do_write(m);
+    } else if (what < 35) {
+        do_zero(m);
+    } else if (what < 39) {
+        do_discard(m);
+    } else if (what < 70) {
+        do_read(m);
+    } else if (what < 72) {
+        do_flush_and_resize(m);
+    } else if (what < 77) {
+        do_status(m);
+    } else if (what < 83) {
+        do_many(m);
+    } else if (what < 86) {
+        do_save(m);
+    } else if (what < 97) {
+        do_restore(m);
+    } else {
+        do_discard_slot(m);
+    }
+    snapshot_overlay_query(m->bs, &stats);
+    g_assert_cmpuint(stats.slots, ==, m->nr_slots);
+}
+
+/*
+ * When nothing is left that has content, nothing is left of memory and file.
+ * Catches versions of clusters that are lost, or freed though in use.
+ */
+static void model_free(Model *m)
+{
+    BlockStatsSpecificSnapshotOverlay stats;
+
+    compare(m, 0, m->size);
+    while (m->nr_slots) {
+        do_discard_slot(m);
+    }
+    compare(m, 0, m->size);
+    g_assert_cmpint(blk_pwrite_zeroes(m->blk, 0, m->size, 0), ==, 0);
+    snapshot_overlay_query(m->bs, &stats);
+    g_assert_cmpuint(stats.clusters, ==, 0);
+    g_assert_cmpuint(stats.zeroed_areas, ==, DIV_ROUND_UP(m->size, AREA));
+    g_assert_cmpuint(stats.memory_bytes, ==, 0);
+    g_assert_cmpuint(stats.spilled_bytes, ==, 0);
+
+    blk_unref(m->blk);
+    g_rand_free(m->rand);
+    g_free(m->present);
+    qemu_vfree(m->buf);
+    g_free(m);
+    check_image();
+}
+
+typedef struct Case {
+    const char *name;
+    unsigned steps;
+    uint64_t memory;
+    bool align;
+    bool backing;
+} Case;
+
+static const Case cases[] = {
+    { "/snapshot-overlay/model/memory", 100000, 64 * MiB },
+    { "/snapshot-overlay/model/file", 40000, 0 },
+    { "/snapshot-overlay/model/both", 50000, 300 * CLUSTER },
+    /* A node below that takes requests of whole clusters only */
+    { "/snapshot-overlay/model/align", 30000, 100 * CLUSTER, .align = true },
+    /* One that has a backing file, where most is */
+    { "/snapshot-overlay/model/backing", 20000, 64 * MiB, .backing = true },
+};
+
+static void test_model(gconstpointer opaque)
+{
+    const Case *c = opaque;
+    g_autofree char *qcow2 = g_build_filename(dir, "qcow2", NULL);
+    QDict *options = overlay_options(c->memory);
+    Model *m;
+
+    if (c->align) {
+        qdict_put_str(options, "file.driver", "blkdebug");
+        qdict_put_str(options, "file.align", "4096");
+        qdict_del(options, "file.file.driver");
+        qdict_del(options, "file.file.filename");
+        qdict_put_str(options, "file.image.driver", "raw");
+        qdict_put_int(options, "file.image.size", EVEN_SIZE);
+        qdict_put_str(options, "file.image.file.driver", "file");
+        qdict_put_str(options, "file.image.file.filename", image);
+    }
+    if (c->backing) {
+        BlockBackend *blk;
+
+        bdrv_img_create(qcow2, "qcow2", image, "raw", NULL, DISK_SIZE, 0, true,
+                        &error_abort);
+        blk = blk_new_open(qcow2, NULL, NULL, BDRV_O_RDWR, &error_abort);
+        g_assert_cmpint(blk_pwrite(blk, 64 * KiB, 64 * KiB,
+                                   image_content + 64 * KiB, 0), ==, 0);
+        blk_unref(blk);
+        qdict_put_str(options, "file.driver", "qcow2");
+        qdict_put_str(options, "file.file.filename", qcow2);
+    }
+    m = model_new(options, c->align ? EVEN_SIZE : DISK_SIZE, 2);
+    m->backing = c->backing;
+    for (unsigned i = 0; i < c->steps; i++) {
+        step(m);
+    }
+    g_assert_cmpuint(m->restored, >, c->steps / 20);
+    model_free(m);
+    g_unlink(qcow2);
+}
+
+/* ---- What is not in the model ---- */
+
+static void limit_files(rlim_t size)
+{
+    struct rlimit limit;
+
+    g_assert_cmpint(getrlimit(RLIMIT_FSIZE, &limit), ==, 0);
+    limit.rlim_cur = MIN(size, limit.rlim_max);
+    g_assert_cmpint(setrlimit(RLIMIT_FSIZE, &limit), ==, 0);
+}
+
+/*
+ * The file cannot become longer, and sometimes not all of it be written to:
+ * requests that need that fail with ENOSPC, all others do not, and slots are as
+ * they were. Catches what is lost, and space that is lost, on the way out.
+ */
+static void test_no_space(void)
+{
+    Model *m = model_new(overlay_options(100 * CLUSTER), DISK_SIZE, 3);
+    g_autofree uint8_t *data = g_malloc0(DISK_SIZE);
+    int ret;
+
+    signal(SIGXFSZ, SIG_IGN);
+    m->may_fail = true;
+    for (unsigned i = 0; i < 30000; i++) {
+        if (i % 100 == 0) {
+            limit_files(below(m, 3) ? 1 * MiB : below(m, 1 * MiB));
+        }
+        step(m);
+        if (i % 5000 == 4999) {
+            /* What has its place can be written again though all is full. */
+            limit_files(1 * MiB);
+            while (m->nr_slots) {
+                do_discard_slot(m);
+            }
+            g_assert_cmpint(blk_pwrite_zeroes(m->blk, 0, DISK_SIZE, 0), ==, 0);
+            memset(m->present, 0, DISK_SIZE);
+            for (int j = 0; j < 3; j++) {
+                fill(m, data, DISK_SIZE);
+                g_assert_cmpint(blk_pwrite(m->blk, 0, 200 * CLUSTER, data, 0),
+                                ==, 0);
+                memcpy(m->present, data, 200 * CLUSTER);
+                fill(m, data, DISK_SIZE);
+                ret = blk_pwrite(m->blk, 0, DISK_SIZE, data, 0);
+                g_assert_cmpint(ret, ==, -ENOSPC);
+                take_over(m, 0, DISK_SIZE, data);
+            }
+            compare(m, 0, m->size);
+            /* And what is freed can be used. */
+            g_assert_cmpint(blk_pwrite_zeroes(m->blk, 0, AREA, 0), ==, 0);
+            memset(m->present, 0, AREA);
+        }
+    }
+    g_assert_cmpuint(m->failed, >, 100);
+
+    limit_files(RLIM_INFINITY);
+    m->may_fail = false;
+    for (unsigned i = 0; i < 1000; i++) {
+        step(m);
+    }
+    model_free(m);
+}
+
+/*
+ * Write, restore, as often as you like: memory stays what it is, and what was
+ * written is put back, not more. Catches a log that grows, and leaks.
+ */
+static void test_flat(void)
+{
+    BlockBackend *blk = open_blk(overlay_options(64 * MiB));
+    BlockDriverState *bs = blk_bs(blk);
+    BlockStatsSpecificSnapshotOverlay stats, first = {};
+    SnapshotOverlaySlot *root, *slot = NULL;
+    uint8_t data[CLUSTER] = { 1 };
+
+    root = snapshot_overlay_save(bs);
+    for (int i = 0; i < 1000; i++) {
+        if (i % 10 == 0) {
+            /* A nested slot, made anew */
+            if (slot) {
+                snapshot_overlay_discard(slot);
+            }
+            snapshot_overlay_restore(root);
+            data[0]++;
+            for (int j = 0; j < 20; j++) {
+                blk_pwrite(blk, j * CLUSTER, CLUSTER, data, 0);
+            }
+            slot = snapshot_overlay_save(bs);
+        }
+        for (int j = 0; j < 100; j++) {
+            blk_pwrite(blk, (j % 50) * 3 * CLUSTER, CLUSTER, data, 0);
+        }
+        g_assert_cmpuint(snapshot_overlay_restore(slot), ==, 50);
+        g_assert_cmpuint(snapshot_overlay_restore(slot), ==, 0);
+        snapshot_overlay_query(bs, &stats);
+        if (i == 0) {
+            first = stats;
+        }
+        g_assert_cmpuint(stats.clusters, ==, 20);
+        g_assert_cmpuint(stats.memory_bytes, ==, first.memory_bytes);
+    }
+    g_assert_cmpuint(stats.memory_bytes, ==, 20 * CLUSTER);
+    g_assert_cmpuint(stats.slots, ==, 2);
+    snapshot_overlay_discard(root);
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+    check_image();
+}
+
+/* Zeroing a disk takes as much as its areas, and so does putting it back. */
+static void test_large(void)
+{
+    QDict *options = qdict_new();
+    BlockStatsSpecificSnapshotOverlay stats;
+    SnapshotOverlaySlot *slot;
+    BlockDriverState *bs;
+    BlockBackend *blk;
+    uint8_t data[CLUSTER] = { 1 };
+
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "discard", "unmap");
+    qdict_put_str(options, "file.driver", "null-co");
+    qdict_put_int(options, "file.size", 4 * TiB);
+    blk = open_blk(options);
+    bs = blk_bs(blk);
+
+    g_assert_cmpint(blk_pwrite(blk, 3 * TiB + SECTOR, SECTOR, data, 0), ==, 0);
+    slot = snapshot_overlay_save(bs);
+    g_assert_cmpint(blk_pdiscard(blk, SECTOR, 4 * TiB - SECTOR, 0), ==, 0);
+    snapshot_overlay_query(bs, &stats);
+    g_assert_cmpuint(stats.clusters, ==, AREA / CLUSTER);
+    g_assert_cmpuint(stats.zeroed_areas, ==, 4 * TiB / AREA - 1);
+    g_assert_cmpint(blk_pread(blk, 3 * TiB, CLUSTER, data, 0), ==, 0);
+    g_assert_true(buffer_is_zero(data, CLUSTER));
+    g_assert_cmpuint(snapshot_overlay_restore(slot), ==,
+                     AREA / CLUSTER + 4 * TiB / AREA);
+    g_assert_cmpint(blk_pread(blk, 3 * TiB + SECTOR, SECTOR, data, 0), ==, 0);
+    g_assert_cmpint(data[0], ==, 1);
+    snapshot_overlay_query(bs, &stats);
+    g_assert_cmpuint(stats.clusters, ==, 1);
+    g_assert_cmpuint(stats.zeroed_areas, ==, 0);
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+}
+
+/* A slot does not keep the node, and can be discarded when that is gone. */
+static void test_closed(void)
+{
+    BlockBackend *blk = open_blk(overlay_options(64 * MiB));
+    SnapshotOverlaySlot *slots[3];
+    uint8_t data[CLUSTER] = { 1 };
+
+    for (int i = 0; i < 3; i++) {
+        slots[i] = snapshot_overlay_save(blk_bs(blk));
+        g_assert_cmpint(blk_pwrite(blk, i * SECTOR, SECTOR, data, 0), ==, 0);
+    }
+    snapshot_overlay_restore(slots[1]);
+    snapshot_overlay_restore(slots[2]);
+    snapshot_overlay_restore(slots[1]);
+    snapshot_overlay_discard(slots[1]);
+    blk_unref(blk);
+    g_assert_null(snapshot_overlay_slot_bs(slots[0]));
+    snapshot_overlay_discard(slots[0]);
+    snapshot_overlay_discard(slots[2]);
+}
+
+/* Dirty bitmaps see what a restore changes. */
+static void test_bitmap(void)
+{
+    BlockBackend *blk = open_blk(overlay_options(64 * MiB));
+    BlockDriverState *bs = blk_bs(blk);
+    SnapshotOverlaySlot *slot = snapshot_overlay_save(bs);
+    BdrvDirtyBitmap *bitmap;
+    uint8_t data[CLUSTER] = { 1 };
+
+    g_assert_cmpint(blk_pwrite(blk, 5 * CLUSTER, CLUSTER, data, 0), ==, 0);
+    g_assert_cmpint(blk_pwrite_zeroes(blk, AREA, DISK_SIZE - AREA, 0),
+                    ==, 0);
+    bitmap = bdrv_create_dirty_bitmap(bs, CLUSTER, NULL, &error_abort);
+    snapshot_overlay_restore(slot);
+    g_assert_cmpint(bdrv_get_dirty_count(bitmap), ==,
+                    CLUSTER + ROUND_UP(DISK_SIZE - AREA, CLUSTER));
+    bdrv_release_dirty_bitmap(bitmap);
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+}
+
+/* ---- The node among others ---- */
+
+static BlockBackend *open_image(Error **errp)
+{
+    QDict *options = qdict_new();
+
+    qdict_put_str(options, "driver", "raw");
+    qdict_put_str(options, "node-name", "image");
+    qdict_put_str(options, "discard", "unmap");
+    qdict_put_str(options, "file.driver", "file");
+    qdict_put_str(options, "file.filename", image);
+    return blk_new_open(NULL, NULL, options, BDRV_O_RDWR, errp);
+}
+
+/*
+ * Any number of overlays, each opening the image by itself as another process
+ * does, and nobody who writes to it. Catches permissions and locks that are
+ * more than reading needs.
+ */
+static void test_share(void)
+{
+    BlockBackend *a = open_blk(overlay_options(64 * MiB));
+    BlockBackend *b = open_blk(overlay_options(64 * MiB));
+    uint8_t data[CLUSTER] = { 1 };
+
+    g_assert_true(bdrv_is_read_only(blk_bs(a)->file->bs));
+    g_assert_false(bdrv_is_read_only(blk_bs(a)));
+    g_assert_cmpint(blk_pwrite(a, 0, CLUSTER, data, 0), ==, 0);
+    g_assert_cmpint(blk_pread(b, 0, CLUSTER, data, 0), ==, 0);
+    g_assert_cmpmem(data, CLUSTER, image_content, CLUSTER);
+    if (qemu_has_ofd_lock()) {
+        Error *err = NULL;
+
+        g_assert_null(open_image(&err));
+        error_free_or_abort(&err);
+    }
+    blk_unref(a);
+    blk_unref(b);
+    g_chmod(image, 0400);
+    a = open_blk(overlay_options(64 * MiB));
+    blk_unref(a);
+    g_chmod(image, 0600);
+    check_image();
+}
+
+/* What opens the image must not be taken for what opens the overlay. */
+static void test_filename(void)
+{
+    g_autofree char *name = g_strdup_printf("snapshot-overlay:%s", image);
+    QDict *options = qdict_new();
+    BlockBackend *blk;
+    BlockDriverState *bs;
+
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "file.driver", "file");
+    qdict_put_str(options, "file.filename", image);
+    blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+    bdrv_graph_rdlock_main_loop();
+    bdrv_refresh_filename(blk_bs(blk));
+    bdrv_graph_rdunlock_main_loop();
+    g_assert_true(g_str_has_prefix(blk_bs(blk)->filename, "json:"));
+    g_assert_null(strstr(blk_bs(blk)->filename, "spill"));
+    g_assert_nonnull(strstr(blk_bs(blk)->filename, "snapshot-overlay"));
+    blk_unref(blk);
+
+    options = qdict_new();
+    qdict_put_str(options, "driver", "raw");
+    blk = blk_new_open(name, NULL, options, BDRV_O_RDWR, &error_abort);
+    bs = blk_bs(blk)->file->bs;
+    g_assert_true(bdrv_is_snapshot_overlay(bs));
+    g_assert_true(bdrv_is_read_only(bs->file->bs));
+    blk_unref(blk);
+}
+
+/*
+ * The content is not in any file: it cannot be handed to another process, nor
+ * do internal snapshots of a node below have it.
+ */
+static void test_migrate(void)
+{
+    QDict *options = overlay_options(64 * MiB);
+    BlockDriverState *bs;
+    BlockBackend *blk, *below;
+    uint8_t data[CLUSTER] = { 1 };
+    g_autofree char *qcow2 = g_build_filename(dir, "qcow2", NULL);
+    Error *err = NULL;
+
+    bs = bdrv_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+    g_assert_cmpint(bdrv_inactivate(bs, &error_abort), ==, 0);
+    bdrv_graph_rdlock_main_loop();
+    bdrv_activate(bs, &error_abort);
+    bdrv_graph_rdunlock_main_loop();
+    blk = blk_new_with_bs(bs, BLK_PERM_WRITE, BLK_PERM_ALL, &error_abort);
+    g_assert_cmpint(blk_pwrite(blk, 0, CLUSTER, data, 0), ==, 0);
+    blk_unref(blk);
+    g_assert_cmpint(bdrv_inactivate(bs, &err), ==, -ENOTSUP);
+    error_free_or_abort(&err);
+    bdrv_unref(bs);
+
+    bdrv_img_create(qcow2, "qcow2", NULL, NULL, NULL, 1 * MiB, 0, true,
+                    &error_abort);
+    options = qdict_new();
+    qdict_put_str(options, "node-name", "below");
+    qdict_put_str(options, "driver", "qcow2");
+    below = blk_new_open(qcow2, NULL, options, BDRV_O_RDWR, &error_abort);
+    options = qdict_new();
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "file", "below");
+    blk_set_perm(below, 0, BLK_PERM_ALL, &error_abort);
+    blk = open_blk(options);
+    bdrv_graph_rdlock_main_loop();
+    g_assert_true(bdrv_can_snapshot(blk_bs(below)));
+    g_assert_false(bdrv_can_snapshot(blk_bs(blk)));
+    bdrv_graph_rdunlock_main_loop();
+    blk_unref(blk);
+    blk_unref(below);
+    g_unlink(qcow2);
+}
+
+/*
+ * Put an overlay under what uses a node already, in the main loop's context or
+ * in an iothread's.
+ */
+static void test_insert(void)
+{
+    IOThread *iothread = iothread_new();
+    uint8_t data[CLUSTER] = { 1 };
+    Error *err = NULL;
+
+    for (int in_iothread = 0; in_iothread < 2; in_iothread++) {
+        BlockBackend *blk = open_image(&error_abort);
+        BlockDriverState *below = blk_bs(blk), *bs;
+        SnapshotOverlaySlot *slot;
+        QDict *options = qdict_new();
+
+        if (in_iothread) {
+            blk_set_aio_context(blk, iothread_get_aio_context(iothread),
+                                &error_abort);
+        }
+
+        /* One that cannot be made read-only stays what it is. */
+        bdrv_enable_copy_on_read(below);
+        g_assert_null(snapshot_overlay_insert(below, NULL, &err));
+        error_free_or_abort(&err);
+        bdrv_disable_copy_on_read(below);
+        g_assert_true(blk_bs(blk) == below && !bdrv_is_read_only(below));
+        g_assert_cmpint(blk_pwrite(blk, 0, CLUSTER, image_content, 0), ==, 0);
+
+        below->detect_zeroes = BLOCKDEV_DETECT_ZEROES_OPTIONS_ON;
+        qdict_put_str(options, "overlay-dir", dir);
+        bs = snapshot_overlay_insert(below, options, &error_abort);
+        g_assert_true(blk_bs(blk) == bs && bdrv_is_snapshot_overlay(bs));
+        g_assert_false(bdrv_is_snapshot_overlay(below));
+        g_assert_true(bdrv_is_read_only(below));
+        g_assert_true(bdrv_get_aio_context(bs) == bdrv_get_aio_context(below));
+        g_assert_cmpint(bs->detect_zeroes, ==,
+                        BLOCKDEV_DETECT_ZEROES_OPTIONS_ON);
+        g_assert_true(bs->open_flags & BDRV_O_UNMAP);
+        bdrv_unref(bs);
+
+        g_assert_cmpint(blk_pwrite(blk, 100, CLUSTER, data, 0), ==, 0);
+        bdrv_drained_begin(bs);
+        slot = snapshot_overlay_save(bs);
+        bdrv_drained_end(bs);
+        g_assert_cmpint(blk_pwrite(blk, 200, CLUSTER, data, 0), ==, 0);
+        bdrv_drained_begin(bs);
+        g_assert_cmpuint(snapshot_overlay_restore(slot), ==, 2);
+        snapshot_overlay_discard(slot);
+        bdrv_drained_end(bs);
+        g_assert_cmpint(blk_pread(blk, 100, 1, data + 1, 0), ==, 0);
+        g_assert_cmpint(data[1], ==, 1);
+        data[1] = 0;
+        if (in_iothread) {
+            blk_set_aio_context(blk, qemu_get_aio_context(), &error_abort);
+        }
+        blk_unref(blk);
+        check_image();
+    }
+    iothread_join(iothread);
+}
+
+/* What options cannot be is said, and nothing is left. */
+static void test_options(void)
+{
+    static const struct {
+        const char *option;
+        const char *value;
+    } wrong[] = {
+        { "overlay-dir", "/nowhere/at/all" },
+        { "overlay-size", "much" },
+        { "file.file.filename", "/nowhere/at/all" },
+        { "unknown", "1" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(wrong); i++) {
+        QDict *options = overlay_options(0);
+        Error *err = NULL;
+
+        qdict_put_str(options, wrong[i].option, wrong[i].value);
+        g_assert_null(blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &err));
+        error_free_or_abort(&err);
+    }
+    g_assert_null(bdrv_next_node(NULL));
+}
+
+/* ---- Several threads ---- */
+
+typedef struct Worker {
+    BlockBackend *blk;
+    uint32_t nr;                /* it has every second sector */
+    uint8_t *content;
+    bool done;
+} Worker;
+
+#define WORKER_SIZE     (64 * CLUSTER)
+
+/* Writes, zeroes and reads sectors, of clusters that another one uses too */
+static void coroutine_fn worker(void *opaque)
+{
+    Worker *w = opaque;
+    g_autoptr(GRand) rand = g_rand_new_with_seed(w->nr);
+    uint8_t data[SECTOR];
+
+    for (int i = 0; i < 20000; i++) {
+        int64_t offset = g_rand_int_range(rand, 0, WORKER_SIZE / SECTOR / 2);
+
+        offset = (2 * offset + w->nr) * SECTOR;
+        switch (g_rand_int_range(rand, 0, 3)) {
+        case 0:
+            memset(w->content + offset, i, SECTOR);
+            g_assert_cmpint(blk_co_pwrite(w->blk, offset, SECTOR,
+                                          w->content + offset, 0), ==, 0);
+            break;
+        case 1:
+            memset(w->content + offset, 0, SECTOR);
+            g_assert_cmpint(blk_co_pwrite_zeroes(w->blk, offset, SECTOR, 0),
+                            ==, 0);
+            break;
+        default:
+            g_assert_cmpint(blk_co_pread(w->blk, offset, SECTOR, data, 0),
+                            ==, 0);
+            g_assert_cmpmem(data, SECTOR, w->content + offset, SECTOR);
+            break;
+        }
+    }
+    qatomic_set(&w->done, true);
+    aio_wait_kick();
+}
+
+/*
+ * As iothread-vq-mapping has it. Catches what is not protected by the lock, or
+ * lets go of it while it is needed.
+ */
+static void test_threads(void)
+{
+    for (int in_file = 0; in_file < 2; in_file++) {
+        BlockBackend *blk = open_blk(overlay_options(in_file ? 0 : 1 * GiB));
+        IOThread *threads[2] = { iothread_new(), iothread_new() };
+        Worker workers[2];
+        SnapshotOverlaySlot *slot = snapshot_overlay_save(blk_bs(blk));
+
+        for (int i = 0; i < 2; i++) {
+            workers[i] = (Worker) {
+                .blk = blk,
+                .nr = i,
+                .content = g_memdup2(image_content, WORKER_SIZE),
+            };
+            aio_co_enter(iothread_get_aio_context(threads[i]),
+                         qemu_coroutine_create(worker, &workers[i]));
+        }
+        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&workers[0].done) ||
+                                !qatomic_read(&workers[1].done));
+        for (int i = 0; i < 2; i++) {
+            iothread_join(threads[i]);
+            g_free(workers[i].content);
+        }
+        blk_drain(blk);
+        snapshot_overlay_restore(slot);
+        snapshot_overlay_discard(slot);
+        blk_unref(blk);
+    }
+    check_image();
+}
+
+/* ---- How long it takes ("-m perf") ---- */
+
+static int compare_times(const void *a, const void *b)
+{
+    return *(int64_t *)a < *(int64_t *)b ? -1 : *(int64_t *)a > *(int64_t *)b;
+}
+
+/* Medians, for a machine that has other things to do */
+#define ROUNDS 51
+
+static void test_perf(void)
+{
+    static const int counts[] = { 1, 10, 100, 1000, 10000 };
+    g_autoptr(GRand) rand = g_rand_new_with_seed(4);
+    uint8_t *data = qemu_memalign(CLUSTER, 1 * MiB);
+    QDict *options = qdict_new();
+    SnapshotOverlaySlot *slot, *other;
+    BlockBackend *blk;
+    int64_t t, clusters = 4 * GiB / CLUSTER;
+
+    memset(data, 1, 1 * MiB);
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "file.driver", "null-co");
+    qdict_put_int(options, "file.size", clusters * CLUSTER);
+    blk = open_blk(options);
+    /* Content of the slot's own, so that restores give back clusters */
+    for (int i = 0; i < 128; i++) {
+        blk_pwrite(blk, i * 4 * MiB, 1 * MiB, data, 0);
+    }
+    slot = snapshot_overlay_save(blk_bs(blk));
+
+    for (int scattered = 0; scattered < 2; scattered++) {
+        for (int i = 0; i < ARRAY_SIZE(counts); i++) {
+            int64_t write[ROUNDS], restore[ROUNDS];
+
+            for (int j = 0; j < ROUNDS; j++) {
+                int64_t start = g_rand_int(rand) % clusters;
+
+                t = get_clock();
+                for (int k = 0; k < counts[i]; k++) {
+                    int64_t c = scattered ? g_rand_int(rand) : start + k;
+
+                    blk_pwrite(blk, c % clusters * CLUSTER, CLUSTER, data, 0);
+                }
+                write[j] = get_clock() - t;
+                t = get_clock();
+                snapshot_overlay_restore(slot);
+                restore[j] = get_clock() - t;
+            }
+            qsort(write, ROUNDS, sizeof(*write), compare_times);
+            qsort(restore, ROUNDS, sizeof(*restore), compare_times);
+            g_test_message("%5d clusters %s: write %" PRIi64 " ns each, "
+                           "restore %" PRIi64 " ns in all, %.1f ns each",
+                           counts[i], scattered ? "scattered" : "in a row",
+                           write[ROUNDS / 2] / counts[i], restore[ROUNDS / 2],
+                           (double)restore[ROUNDS / 2] / counts[i]);
+        }
+    }
+
+    t = get_clock();
+    for (int i = 0; i < 1000000; i++) {
+        snapshot_overlay_restore(slot);
+    }
+    g_test_message("nothing written: restore %.1f ns",
+                   (get_clock() - t) / 1e6);
+
+    for (int i = 0; i < 10000; i++) {
+        blk_pwrite(blk, (int64_t)i * 5 * CLUSTER, CLUSTER, data, 0);
+    }
+    t = get_clock();
+    other = snapshot_overlay_save(blk_bs(blk));
+    g_test_message("10000 clusters: save %.1f ns each",
+                   (get_clock() - t) / 1e4);
+    t = get_clock();
+    for (int i = 0; i < 100; i++) {
+        snapshot_overlay_restore(i % 2 ? other : slot);
+    }
+    g_test_message("10000 clusters differ: from slot to slot %.1f ns each",
+                   (get_clock() - t) / 1e6);
+    snapshot_overlay_discard(slot);
+    snapshot_overlay_discard(other);
+
+    for (int mode = 0; mode < 3; mode++) {
+        t = get_clock();
+        for (int i = 0; i < 1024; i++) {
+            if (mode == 2) {
+                blk_pread(blk, i * MiB, 1 * MiB, data, 0);
+            } else {
+                blk_pwrite(blk, i % 512 * MiB, 1 * MiB, data, 0);
+            }
+        }
+        g_test_message("1 MiB %s: %.2f GB/s", mode == 2 ? "reads" :
+                       mode == 1 ? "writes again" : "writes",
+                       1024.0 * MiB / (get_clock() - t));
+    }
+    blk_unref(blk);
+    qemu_vfree(data);
+}
+
+int main(int argc, char **argv)
+{
+    int ret;
+
+    bdrv_init();
+    qemu_init_main_loop(&error_abort);
+    g_test_init(&argc, &argv, NULL);
+
+    dir = g_dir_make_tmp("test-snapshot-overlay-XXXXXX", NULL);
+    g_assert_nonnull(dir);
+    create_image();
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_test_add_data_func(cases[i].name, &cases[i], test_model);
+    }
+    g_test_add_func("/snapshot-overlay/no-space", test_no_space);
+    g_test_add_func("/snapshot-overlay/flat", test_flat);
+    g_test_add_func("/snapshot-overlay/large", test_large);
+    g_test_add_func("/snapshot-overlay/closed", test_closed);
+    g_test_add_func("/snapshot-overlay/bitmap", test_bitmap);
+    g_test_add_func("/snapshot-overlay/share", test_share);
+    g_test_add_func("/snapshot-overlay/filename", test_filename);
+    g_test_add_func("/snapshot-overlay/migrate", test_migrate);
+    g_test_add_func("/snapshot-overlay/insert", test_insert);
+    g_test_add_func("/snapshot-overlay/options", test_options);
+    g_test_add_func("/snapshot-overlay/threads", test_threads);
+    if (g_test_perf()) {
+        g_test_add_func("/snapshot-overlay/perf", test_perf);
+    }
+
+    ret = g_test_run();
+    g_unlink(image);
+    g_assert_cmpint(g_rmdir(dir), ==, 0);
+    g_free(dir);
+    g_free(image);
+    g_free(image_content);
+    return ret;
+}
