@@ -25,6 +25,7 @@
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/host-utils.h"
+#include "qemu/iov.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
 #include "qemu/units.h"
@@ -123,6 +124,44 @@ typedef struct BDRVSnapshotOverlayState {
     QLIST_HEAD(, SnapshotOverlaySlot) slots;
     uint64_t nr_slots;          /* without those discarded */
 } BDRVSnapshotOverlayState;
+
+/*
+ * How far a request has come in its vector, so that what is copied by clusters
+ * is not looked for from the beginning each time.
+ */
+typedef struct Cursor {
+    QEMUIOVector *qiov;
+    size_t offset;              /* in @qiov */
+    struct iovec *iov;          /* the element that this is in, */
+    unsigned niov;              /* how many there are from it on, */
+    size_t skip;                /* and the offset in it */
+} Cursor;
+
+static void cursor_advance(Cursor *cursor, size_t bytes)
+{
+    cursor->offset += bytes;
+    cursor->skip += bytes;
+    while (cursor->niov && cursor->skip >= cursor->iov->iov_len) {
+        cursor->skip -= cursor->iov->iov_len;
+        cursor->iov++;
+        cursor->niov--;
+    }
+}
+
+static void cursor_init(Cursor *cursor, QEMUIOVector *qiov, size_t offset)
+{
+    *cursor = (Cursor) {
+        .qiov = qiov,
+        .iov = qiov->iov,
+        .niov = qiov->niov,
+    };
+    cursor_advance(cursor, offset);
+}
+
+static void cursor_read(Cursor *cursor, void *buf, size_t bytes)
+{
+    iov_to_buf(cursor->iov, cursor->niov, cursor->skip, buf, bytes);
+}
 
 /* ---- Clusters and their versions; all with s->lock held ---- */
 
@@ -368,7 +407,7 @@ alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want, int64_t *offset)
  */
 static int64_t coroutine_fn GRAPH_RDLOCK
 read_file(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
-          QEMUIOVector *qiov, size_t qiov_offset)
+          const Cursor *to)
 {
     uint64_t first = sector / CLUSTER_SECTORS;
     Cluster *c = find(s, cluster_key(first));
@@ -402,7 +441,8 @@ read_file(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
     qemu_mutex_unlock(&s->lock);
     ret = bdrv_co_preadv_part(s->spill, offset +
                               sector % CLUSTER_SECTORS * BDRV_SECTOR_SIZE,
-                              done * BDRV_SECTOR_SIZE, qiov, qiov_offset, 0);
+                              done * BDRV_SECTOR_SIZE, to->qiov, to->offset,
+                              0);
     qemu_mutex_lock(&s->lock);
     set_idle(s, first, clusters);
     return ret < 0 ? ret : done;
@@ -415,7 +455,7 @@ read_file(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
  */
 static int64_t coroutine_fn GRAPH_RDLOCK
 write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
-           QEMUIOVector *qiov, size_t qiov_offset)
+           const Cursor *from)
 {
     Cluster *c = find(s, cluster_key(cluster));
     bool in_place = c->valid && !is_shared(s, c);
@@ -449,7 +489,7 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
 
         qemu_mutex_unlock(&s->lock);
         ret = bdrv_co_pwritev_part(s->spill, offset, clusters * CLUSTER_SIZE,
-                                   qiov, qiov_offset, 0);
+                                   from->qiov, from->offset, 0);
         qemu_mutex_lock(&s->lock);
         for (uint64_t i = 0; i < clusters; i++) {
             Cluster new = {
@@ -474,11 +514,11 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
 /*
  * Change part of a cluster, to @new but for the place, which is to be found.
  * What it has of valid sectors that stay is here already, or in the file; those
- * in @mask are from @qiov, if that is not NULL.
+ * in @mask are @bytes of @from, if that is not NULL.
  */
 static int coroutine_fn GRAPH_RDLOCK
 merge_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint8_t mask,
-           Cluster new, QEMUIOVector *qiov, size_t qiov_offset, size_t bytes)
+           Cluster new, Cursor *from, size_t bytes)
 {
     uint64_t key = cluster_key(cluster);
     Cluster *c = find(s, key);
@@ -494,7 +534,7 @@ merge_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint8_t mask,
         qemu_mutex_unlock(&s->lock);
         ret = bdrv_co_pwritev_part(s->spill,
                                    new.offset + first * BDRV_SECTOR_SIZE,
-                                   bytes, qiov, qiov_offset, 0);
+                                   bytes, from->qiov, from->offset, 0);
         qemu_mutex_lock(&s->lock);
         goto out;
     }
@@ -512,9 +552,8 @@ merge_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint8_t mask,
             memcpy(buf, c->data, CLUSTER_SIZE);
         }
     }
-    if (qiov) {
-        qemu_iovec_to_buf(qiov, qiov_offset, buf + first * BDRV_SECTOR_SIZE,
-                          bytes);
+    if (from) {
+        cursor_read(from, buf + first * BDRV_SECTOR_SIZE, bytes);
     }
 
     new.data = alloc_data(s);
@@ -581,6 +620,7 @@ snapshot_overlay_co_preadv_part(BlockDriverState *bs, int64_t offset,
     uint64_t first = offset / BDRV_SECTOR_SIZE;
     uint64_t end = first + bytes / BDRV_SECTOR_SIZE;
     uint64_t sector, start, stop;
+    Cursor to;
     int64_t ret = 0;
 
     for (sector = first; next_below(s, sector, end, &start, &stop);
@@ -594,21 +634,26 @@ snapshot_overlay_co_preadv_part(BlockDriverState *bs, int64_t offset,
         }
     }
 
+    cursor_init(&to, qiov, qiov_offset);
     qemu_mutex_lock(&s->lock);
-    for (sector = first; sector < end && ret >= 0; sector += ret) {
-        size_t pos = qiov_offset + (sector - first) * BDRV_SECTOR_SIZE;
+    for (sector = first; sector < end; sector += ret) {
         Cluster *c;
         Where where;
 
         ret = next_run(s, sector, end, &where, &c);
         if (where == ZERO) {
-            qemu_iovec_memset(qiov, pos, 0, ret * BDRV_SECTOR_SIZE);
+            iov_memset(to.iov, to.niov, to.skip, 0, ret * BDRV_SECTOR_SIZE);
         } else if (where == HERE && c->in_file) {
-            ret = read_file(s, sector, end, qiov, pos);
+            ret = read_file(s, sector, end, &to);
+            if (ret < 0) {
+                break;
+            }
         } else if (where == HERE) {
-            qemu_iovec_from_buf(qiov, pos, c->data + sector % CLUSTER_SECTORS *
-                                BDRV_SECTOR_SIZE, ret * BDRV_SECTOR_SIZE);
+            iov_from_buf(to.iov, to.niov, to.skip, c->data +
+                         sector % CLUSTER_SECTORS * BDRV_SECTOR_SIZE,
+                         ret * BDRV_SECTOR_SIZE);
         }
+        cursor_advance(&to, ret * BDRV_SECTOR_SIZE);
     }
     qemu_mutex_unlock(&s->lock);
     return ret < 0 ? ret : 0;
@@ -637,13 +682,13 @@ static void coroutine_fn zero_area(BDRVSnapshotOverlayState *s, uint64_t n)
 }
 
 /*
- * Write to the cluster that @sector is in, or zero there if @qiov is NULL, up
+ * Write to the cluster that @sector is in, or zero there if @from is NULL, up
  * to @end at most, and to clusters behind it if that can be done in one piece.
  * Returns how many sectors; 0: try again; or a negative error.
  */
 static int64_t coroutine_fn GRAPH_RDLOCK
 write_cluster(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
-              QEMUIOVector *qiov, size_t qiov_offset)
+              Cursor *from)
 {
     uint64_t cluster = sector / CLUSTER_SECTORS;
     unsigned first = sector % CLUSTER_SECTORS;
@@ -670,7 +715,7 @@ write_cluster(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
     new = *c;
     new.valid = stays;
     new.zero = c->zero & ~mask;
-    if (qiov) {
+    if (from) {
         new.valid |= mask;
     } else if (!s->areas[cluster / AREA_CLUSTERS].whole.zero) {
         new.zero |= mask;
@@ -681,7 +726,7 @@ write_cluster(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
     }
 
     if (c->valid && !is_shared(s, c)) {
-        if (!qiov) {
+        if (!from) {
             goto done;
         }
         if (!c->in_file) {
@@ -696,9 +741,9 @@ write_cluster(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
 
     new.data = alloc_data(s);
     if (!new.data) {
-        if (qiov && n == CLUSTER_SECTORS) {
+        if (from && n == CLUSTER_SECTORS) {
             ret = write_file(s, cluster, (end - sector) / CLUSTER_SECTORS,
-                             qiov, qiov_offset);
+                             from);
             return ret < 0 ? ret : ret * CLUSTER_SECTORS;
         }
         goto file;
@@ -709,22 +754,21 @@ write_cluster(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
     }
 
 copy:
-    if (qiov) {
-        qemu_iovec_to_buf(qiov, qiov_offset,
-                          new.data + first * BDRV_SECTOR_SIZE, bytes);
+    if (from) {
+        cursor_read(from, new.data + first * BDRV_SECTOR_SIZE, bytes);
     }
 done:
     change(s, cluster_key(cluster), c, &new);
     return n;
 
 file:
-    ret = merge_file(s, cluster, mask, new, qiov, qiov_offset, bytes);
+    ret = merge_file(s, cluster, mask, new, from, bytes);
     return ret < 0 ? ret : n;
 }
 
 static int coroutine_fn GRAPH_RDLOCK
 write_or_zero(BlockDriverState *bs, int64_t offset, int64_t bytes,
-              QEMUIOVector *qiov, size_t qiov_offset)
+              Cursor *from)
 {
     BDRVSnapshotOverlayState *s = bs->opaque;
     uint64_t first = offset / BDRV_SECTOR_SIZE;
@@ -733,15 +777,20 @@ write_or_zero(BlockDriverState *bs, int64_t offset, int64_t bytes,
     int64_t n = 0;
 
     qemu_mutex_lock(&s->lock);
-    for (sector = first; sector < end && n >= 0; sector += n) {
+    for (sector = first; sector < end; sector += n) {
         uint64_t area_end = MIN(sector + AREA_SECTORS, s->sectors);
 
-        if (!qiov && sector % AREA_SECTORS == 0 && end >= area_end) {
+        if (!from && sector % AREA_SECTORS == 0 && end >= area_end) {
             zero_area(s, sector / AREA_SECTORS);
             n = area_end - sector;
         } else {
-            n = write_cluster(s, sector, end, qiov, qiov_offset +
-                              (sector - first) * BDRV_SECTOR_SIZE);
+            n = write_cluster(s, sector, end, from);
+            if (n < 0) {
+                break;
+            }
+        }
+        if (from) {
+            cursor_advance(from, n * BDRV_SECTOR_SIZE);
         }
     }
     qemu_mutex_unlock(&s->lock);
@@ -753,14 +802,17 @@ snapshot_overlay_co_pwritev_part(BlockDriverState *bs, int64_t offset,
                                  int64_t bytes, QEMUIOVector *qiov,
                                  size_t qiov_offset, BdrvRequestFlags flags)
 {
-    return write_or_zero(bs, offset, bytes, qiov, qiov_offset);
+    Cursor from;
+
+    cursor_init(&from, qiov, qiov_offset);
+    return write_or_zero(bs, offset, bytes, &from);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
 snapshot_overlay_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset,
                                   int64_t bytes, BdrvRequestFlags flags)
 {
-    return write_or_zero(bs, offset, bytes, NULL, 0);
+    return write_or_zero(bs, offset, bytes, NULL);
 }
 
 /* What was discarded reads as zeroes: the same each time, and it needs least */
@@ -771,7 +823,7 @@ snapshot_overlay_co_pdiscard(BlockDriverState *bs, int64_t offset,
     if (!QEMU_IS_ALIGNED(offset | bytes, BDRV_SECTOR_SIZE)) {
         return -ENOTSUP;
     }
-    return write_or_zero(bs, offset, bytes, NULL, 0);
+    return write_or_zero(bs, offset, bytes, NULL);
 }
 
 /* What is lost with the process need not be on the disk. */

@@ -70,14 +70,14 @@ BlockDriverState *snapshot_overlay_slot_bs(SnapshotOverlaySlot *slot);
  *
  * @slot: a slot of a node that is there
  *
- * The slot stays as it is, all others too.  Takes time for each cluster that was
- * written since the last save or restore, and if that was of another slot, for
- * each that differs between the two.  Cannot fail.
+ * The slot stays as it is, all others too.  Takes time for each cluster that
+ * was written since the last save or restore, and if that was of another slot,
+ * for each that differs between the two.  Cannot fail.
  *
  * Dirty bitmaps of the node count what changes as written.
  *
- * Returns: the number of clusters, or of areas that were zeroed as a whole, that
- * were put back.
+ * Returns: the number of clusters, or of areas that were zeroed as a whole,
+ * that were put back.
  */
 uint64_t snapshot_overlay_restore(SnapshotOverlaySlot *slot);
 
