@@ -7,29 +7,24 @@
 
 /*
  * Restores for ever, with "pages" pages written to in between, and says "."
- * each "mark" restores. With "roam=1" they are others each time, "at" says where
- * in a page to write. scripts/bench measures, with the host's clock, and ends
+ * each "mark" restores. scripts/bench measures, with the host's clock, and ends
  * it; here time goes back.
  */
 CASE(bench)
 {
     uint32_t *page = (uint32_t *)0x800000;
     unsigned pages = option("pages", 10), mark = option("mark", 100);
-    unsigned at = option("at", 0) / 4, roam = option("roam", 0);
-    unsigned room = (memory_top - (uintptr_t)page) / PAGE_SIZE;
     unsigned pass;
 
-    check(pages <= room, "no room for %u pages", pages);
-    memset(page, 1, (roam ? room : pages) * PAGE_SIZE);
+    check(pages * PAGE_SIZE <= memory_top - (uintptr_t)page,
+          "no room for %u pages", pages);
+    memset(page, 1, pages * PAGE_SIZE);
     pass = snapshot_save();
     if (pass % mark == 0) {
         say(".");
     }
-    if (roam) {
-        page += pass % (room / pages) * pages * PAGE_SIZE / 4;
-    }
     for (unsigned i = 0; i < pages; i++) {
-        page[i * PAGE_SIZE / 4 + at] = pass;
+        page[i * PAGE_SIZE / 4] = pass;
     }
     snapshot_restore();
 }
