@@ -174,7 +174,8 @@ def parse_args():
     parser.set_defaults(mode='full')
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument('--quick', action='store_const', dest='mode',
-                      const='quick', help='what the goals need, in 3 minutes')
+                      const='quick', help='most of what the goals need, in 6 '
+                      'minutes')
     mode.add_argument('--self-test', action='store_const', dest='mode',
                       const='self-test', help='does it work? speaks TAP, as '
                       'a test does')

@@ -87,7 +87,8 @@ def shapes(qemu, cache, wanted=None):
         machine = re.match('-M ([^ ]+)', args)[1]
         args = re.sub('^.*?-nodefaults ', '', args)
         args = re.sub('-m [^, ]+', '-m 128M', args)
-        args = '-nodefaults ' + ' '.join(args.split())
+        # As the test starts it, too
+        args = '-nodefaults -audio none ' + ' '.join(args.split())
         without = re.sub(r' -device [^, ]+,id=dut(,\S*)?$', '', args)
         pairs.append((Shape(name, machine, args, 'bare', options=disks),
                       Shape(f'{machine} {without}', machine, without, 'bare',

@@ -274,7 +274,7 @@ def ratios(r):
 
     for name, _, _ in MACHINES:
         record, why = r.machine(name)
-        add(f'rate {name}/plain machine', record.get('quiet_ratio'), why=why)
+        add(f'rate {name}/plain machine', record.get('rate_ratio'), why=why)
     for name, record in ('time now/before, pc bare', 'now'), \
             ('time KVM smp 2 with virtio/smp 1', KVM_SMP):
         record, why = r.machine(record)

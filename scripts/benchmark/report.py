@@ -149,14 +149,17 @@ def machines(r):
             continue
         lines.append([m['name'], m['against'], m['guest'],
                       thousands(m['per_second']), times(m['rate_ratio']),
-                      times(m['cpu_ratio']), number(m['us']),
+                      times(m['wall_ratio']), times(m['cpu_ratio']),
+                      number(m['us']),
                       number(m['p99_us']), times(m['us_ratio']), m['way'],
                       m['n']])
     return ('Machines in turns with a plain one: restores a second with the '
-            "guest's work, processor time of both, and the restore, in µs; "
-            '×: of the plain one, medians over the rounds',
-            ['', 'against', 'guest', 'per s', '×', 'CPU ×', 'median', 'p99',
-             '×', '', 'of'], lines)
+            "guest's work, without the time for which the host had no "
+            'processor for them; by the clock; by processor time; the '
+            'restore alone, in µs. ×: of the plain one, medians over the '
+            'rounds',
+            ['', 'against', 'guest', 'per s', '×', 'clock ×', 'CPU ×',
+             'median', 'p99', '×', '', 'of'], lines)
 
 
 def calls(r):
@@ -194,8 +197,8 @@ def host_lines(results):
     before, after = (', '.join(map(str, host[name]))
                      for name in ('load_before', 'load_after'))
     yield (f'{host["qemu"]}, commit {host["commit"]}; {host["cpu"]}, '
-           f'{host["cpus"]} CPUs, Linux {host["kernel"]}. All machines with '
-           '-rtc clock=vm.')
+           f'{host["cpus"]} CPUs, Linux {host["kernel"]}. All machines '
+           'but the default ones have -nodefaults and -rtc clock=vm.')
     yield (f'{results["mode"].capitalize()} run of '
            f'{results["seconds"] / 60:.1f} minutes, {results["date"]}; load '
            f'average before: {before}, after: {after}.')
