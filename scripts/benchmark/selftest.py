@@ -23,7 +23,8 @@ def without(results):
         if 'why' not in m:
             yield m['name'], {**results, 'machines': [
                 x for x in results['machines'] if x is not m]}
-    yield 'devices', {**results, 'devices': []}
+    for kind in 'devices', 'busy':
+        yield kind, {**results, kind: []}
 
 
 def tests(results, made, file):
