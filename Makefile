@@ -13,8 +13,10 @@ help:
 #: make check-kvm      the tests that need KVM; without /dev/kvm, in a guest
 #: make build          build/qemu-system-x86_64; QEMU_SRC=dir: of your QEMU 10.0
 #: make style          check patches, scripts and documentation
-#: make bench          measure restores; QUICK=1: in 3 minutes; CHECK=1: fail if
-#:                     they became slower against what they are compared with
+#: make bench          measure restores; QUICK=1: in 6 minutes; CHECK=1: fail if
+#:                     they became slower against what they are compared with;
+#:                     BEFORE=qemu: beside an older binary; ONLY=text: only what
+#:                     has it in its title, such as device
 #: make soak           a million restores of a Linux guest, verified
 #: make fuzz-device    QEMU's fuzzer on the device, and on machines with each other
 #:                     device, with sanitizers: a million inputs, for hours
@@ -40,7 +42,8 @@ style:
 	@scripts/style
 
 bench:
-	@scripts/bench $(if $(QUICK),--quick) $(if $(CHECK),--check)
+	@scripts/bench $(if $(QUICK),--quick) $(if $(CHECK),--check) \
+		$(if $(BEFORE),--before '$(BEFORE)') $(if $(ONLY),--only '$(ONLY)')
 
 soak:
 	@scripts/soak

@@ -30,6 +30,10 @@ import selftest                         # noqa: E402
 RESULTS = ROOT / 'build' / 'bench' / 'results.json'
 DOCS = ROOT / 'docs' / 'devel' / 'snapshot-bench.rst.inc'
 FIGURE = DOCS.with_name('snapshot-bench.svg')
+COSTS = ROOT / 'docs' / 'system' / 'devices' / 'snapshot-costs.rst.inc'
+
+# Lists of the results beside "records", each of which a record names
+KINDS = 'machines', 'devices', 'busy', 'calls'
 
 
 def command_output(*command):
@@ -77,6 +81,15 @@ def minutes(seconds):
 
 
 def say_record(record):
+    if 'why' in record:
+        return f'not measured: {record["why"]}'
+    if record.get('what') == 'calls':
+        return f'{record["total"]:.2f} for each restore'
+    if record.get('what') in ('devices', 'busy'):
+        return f'{record["added_us"]:+.2f} us, {record["way"]}'
+    if record.get('what') == 'machines':
+        return (f'{report.thousands(record["per_second"])}/s, '
+                f'{record["rate_ratio"]:.3g} times, {record["way"]}')
     us = record['us']
     per_second = report.thousands(record['per_second'])
     return (f'{report.number(us["median"])} us' +
@@ -127,12 +140,15 @@ def measure(args):
     start = time.monotonic()
     date = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
     with tempfile.TemporaryDirectory(prefix='snapshot-bench-') as directory:
-        bench = Bench(args.qemu, args.linux, directory, EFFORTS[args.mode])
+        bench = Bench(args.qemu, args.before, args.linux, directory,
+                      EFFORTS[args.mode])
         compile_guests(bench)
-        plan = Plan(bench, args.mode)
+        plan = Plan(bench, args.mode, RESULTS.with_name('devices.json'),
+                    args.only)
         for what, why in plan.skipped:
             print(f'Not measured: {what}: {why}')
-        records, errors = run_steps(plan.steps)
+        with contextlib.closing(plan.track):
+            records, errors = run_steps(plan.steps)
     host['load_after'] = [round(x, 1) for x in os.getloadavg()]
     results = {
         'mode': args.mode,
@@ -140,8 +156,11 @@ def measure(args):
         'seconds': round(time.monotonic() - start),
         'host': host,
         'skipped': plan.skipped,
+        'only': args.only,
         'errors': errors,
-        'records': records,
+        'records': [r for r in records if 'what' not in r],
+        **{kind: [r for r in records if r.get('what') == kind]
+           for kind in KINDS},
     }
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(results, indent=1) + '\n')
@@ -155,12 +174,17 @@ def parse_args():
     parser.set_defaults(mode='full')
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument('--quick', action='store_const', dest='mode',
-                      const='quick', help='what the goals need, in 3 minutes')
+                      const='quick', help='most of what the goals need, in 6 '
+                      'minutes')
     mode.add_argument('--self-test', action='store_const', dest='mode',
                       const='self-test', help='does it work? speaks TAP, as '
                       'a test does')
     mode.add_argument('--again', action='store_true',
                       help='measure nothing, take results.json as it is')
+    parser.add_argument('--before', metavar='QEMU', help='an older binary, '
+                        'to measure this one against')
+    parser.add_argument('--only', metavar='TEXT', action='append',
+                        help='measure only what has TEXT in its title')
     parser.add_argument('--check', action='store_true',
                         help='fail if a ratio is much worse than in '
                              'scripts/benchmark/reference.json')
@@ -170,7 +194,8 @@ def parse_args():
     parser.add_argument('--update-reference', action='store_true',
                         help='make the ratios of this run the reference')
     parser.add_argument('--docs', action='store_true',
-                        help=f'write {DOCS.relative_to(ROOT)} and its figure')
+                        help=f'write {DOCS.relative_to(ROOT)} and its figure, '
+                             f'and {COSTS.relative_to(ROOT)}')
     parser.add_argument('--results', type=Path, metavar='FILE',
                         help='instead of build/bench/results.json; plots lie '
                              'beside it')
@@ -180,6 +205,9 @@ def parse_args():
                         default=ROOT / 'build' / 'linux')
     args = parser.parse_args()
     args.qemu = os.path.abspath(args.qemu)
+    if args.mode == 'self-test' and not args.before:
+        args.before = args.qemu
+    args.before = args.before and os.path.abspath(args.before)
     if not args.results:
         args.results = ROOT / 'build' / 'check' / 'bench' / 'results.json' \
             if args.mode == 'self-test' else RESULTS
@@ -202,7 +230,10 @@ def run(args):
     made = plot.plots(results, args.results.parent)
     print(f'\n{args.results} and, beside it, {", ".join(made)}')
     good = not results['errors']
-    if args.docs:
+    if args.docs and results['devices']:
+        COSTS.write_text('\n'.join(report.costs(results)))
+        print(f'wrote {COSTS}')
+    if args.docs and results['records']:
         DOCS.write_text('\n'.join(report.rst(results)))
         declaration, *figure = [
             line.rstrip() for line in

@@ -6,11 +6,29 @@ for it. All is computed from the records of one run: see measure.py.
 
 import collections
 
+import devices
+
 # measured and plain: text, or None; met: None if it was not measured
 Row = collections.namedtuple('Row', 'what plain prototype goal measured met '
                                     'why')
-# higher: is a higher ratio better?
-Ratio = collections.namedtuple('Ratio', 'name value higher')
+# higher: is a higher ratio better? value: None if it was not measured, why: it
+# could not be
+Ratio = collections.namedtuple('Ratio', 'name value higher why')
+
+# Against a machine that takes turns with it: the record, what it is called, the
+# least part of the other's rate that it shall reach
+MACHINES = (
+    ('default pc', 'default pc', 0.6),
+    ('default q35', 'default q35', 0.6),
+    ('OVMF, writable variables', 'q35, OVMF with writable variables', 0.6),
+    ('as libvirt makes it', 'q35, as libvirt makes it', 0.4),
+    ('-smp 2', 'q35 -smp 2, of -smp 1', 0.8),
+    ('-smp 4', 'q35 -smp 4, of -smp 1', 0.6),
+    ('-smp 8', 'q35 -smp 8, of -smp 1', 0.4),
+)
+ADDED = 3, 10           # us by an idle device: nine of ten, and each
+ADDED_BUSY = 100
+KVM_SMP = 'KVM, bare, -smp 2, virtio'
 
 
 class Records:
@@ -19,6 +37,11 @@ class Records:
     def __init__(self, results):
         self.records = results['records']
         self.skipped = dict(results['skipped'])
+        # Lists that results of an older run do not have
+        self.machines = {m['name']: m for m in results.get('machines', [])}
+        self.devices = results.get('devices', [])
+        self.busy = results.get('busy', [])
+        self.calls = results.get('calls', [])
 
     def all(self, **wanted):
         return [r for r in self.records if wanted.items() <= r.items()]
@@ -35,6 +58,18 @@ class Records:
 
     def linux(self, engine='dirty', machine='q35', ram=256, **rest):
         return self.get(engine, 'linux', machine, ram, **rest)
+
+    def machine(self, name):
+        """What was measured of it, empty if nothing was, and why not"""
+        record = self.machines.get(name, {})
+        return ({}, record['why']) if 'why' in record else (record, None)
+
+    def calls_of(self, name, binary='now'):
+        """System calls for each restore, in all, or None; why not"""
+        found = [c for c in self.calls
+                 if (c['name'], c['binary']) == (name, binary)]
+        return (found[0].get('total'), found[0].get('why')) if found \
+            else (None, None)
 
     def floor(self, engine, pages):
         return self.get(engine, pages=pages, accel=None)
@@ -72,7 +107,7 @@ def times(ratio):
 
 
 def rows(r):
-    """The table of goals of issue 4"""
+    """The tables of goals of issues 4 and 13"""
     result = []
 
     def rate(what, ours, plain, prototype, goal):
@@ -126,7 +161,50 @@ def rows(r):
           stock_over_ours(r, 'loadvm'), '2000×', 3000, most=False,
           plain=times(divide(median(r.linux('loadvm')),
                              median(r.linux('remap')))))
+
+    for name, what, goal in MACHINES:
+        record, why = r.machine(name)
+        ratio(f'{what}: rate, of -nodefaults' if goal_of_defaults(name)
+              else f'{what}: rate', record.get('rate_ratio'), '-', goal,
+              most=False, why=why)
+    record, why = r.machine('now')
+    ratio('fixed part, bare metal, pc, against the older binary',
+          record.get('us_ratio'), '-', 0.7, why=why)
+    record, why = r.machine(KVM_SMP)
+    ratio('KVM -smp 2 with virtio against -smp 1, time',
+          record.get('us_ratio'), '-', 2, why=why)
+    value, why = calls_over_before(r, 'KVM, bare')
+    ratio('system calls, KVM -smp 1, against the older binary', value, '-',
+          0.6, why=why)
+
+    def added(what, value, goal, skipped):
+        result.append(Row(what, None, '-', f'≤ {goal} µs',
+                          None if value is None else f'{value:.1f} µs',
+                          None if value is None else value <= goal,
+                          r.skipped.get(skipped)))
+
+    added('an idle device adds, nine of ten', devices.nine_of_ten(r), ADDED[0],
+          'each device')
+    for what, records, goal, skipped in (
+            ('an idle', devices.measured(r), ADDED[1], 'each device'),
+            ('a busy', r.busy, ADDED_BUSY, 'busy devices')):
+        most = devices.dearest(records)
+        added(f'{what} device adds, the dearest'
+              f'{": " + most["name"] if most else ""}',
+              most and most['added_us'], goal, skipped)
     return result
+
+
+def goal_of_defaults(name):
+    return not name.startswith('-smp')
+
+
+def calls_over_before(r, name):
+    """Why it is None, too"""
+    now, why = r.calls_of(name)
+    before, why_before = r.calls_of(name, 'before')
+    return divide(now, before), why or why_before or (
+        None if before else 'no older binary was given: make bench BEFORE=path')
 
 
 def kvm_over_plain(r, machine, rate=per_second):
@@ -168,9 +246,8 @@ def ratios(r):
     """
     found = []
 
-    def add(name, value, higher=True):
-        if value:
-            found.append(Ratio(name, value, higher))
+    def add(name, value, higher=True, why=None):
+        found.append(Ratio(name, value or None, higher, why))
 
     def over(name, ours, other):
         add(name, divide(quiet_rate(ours), quiet_rate(other)))
@@ -188,10 +265,28 @@ def ratios(r):
     over('rate 1G/256M, q35 Linux', r.linux(ram=1024), r.linux())
     for machine in 'pc', 'q35':
         add(f'rate KVM/plain, {machine} bare',
-            kvm_over_plain(r, machine, quiet_rate))
+            kvm_over_plain(r, machine, quiet_rate), why=r.skipped.get('KVM'))
     for pages in 100, 1000:
         add(f'RAM phase/memcpy, {pages} pages',
             ram_over_memcpy(r, pages, 'phases_p10_us', quiet), False)
     add('8G/128M, pc bare, 10 pages', large_over_small(r, quiet), False)
     add('loadvm/ours, q35 Linux', stock_over_ours(r, 'loadvm', quiet))
+
+    for name, _, _ in MACHINES:
+        record, why = r.machine(name)
+        add(f'rate {name}/plain machine', record.get('rate_ratio'), why=why)
+    for name, record in ('time now/before, pc bare', 'now'), \
+            ('time KVM smp 2 with virtio/smp 1', KVM_SMP):
+        record, why = r.machine(record)
+        add(name, record.get('us_ratio'), False, why)
+    value, why = calls_over_before(r, 'KVM, bare')
+    add('system calls now/before, KVM bare', value, False, why)
+    ratios_of = sorted(d['us_ratio'] for d in r.devices)
+    for what, n in (('nine of ten', 9 * len(ratios_of) // 10),
+                    ('the dearest', -1)):
+        add(f'time with a device/without, {what}',
+            ratios_of and ratios_of[n], False, r.skipped.get('each device'))
+    add('time with a busy device/an idle one, the dearest',
+        max((d['us_ratio'] for d in r.busy), default=None), False,
+        r.skipped.get('busy devices'))
     return found

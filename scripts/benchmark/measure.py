@@ -57,13 +57,17 @@ class Effort:
     stock: int          # the same for what takes 100 ms
     stock_seconds: float
     floor_seconds: float
+    turns: int          # of each of two machines
+    turn_seconds: float
+    calls_seconds: float
 
 
 class Bench:
     """The files and programs that measurements need"""
 
-    def __init__(self, qemu, linux, directory, effort):
+    def __init__(self, qemu, before, linux, directory, effort):
         self.qemu = qemu
+        self.before = before    # an older one, or None
         self.linux = Path(linux)
         self.directory = Path(directory)
         self.effort = effort

@@ -4,18 +4,25 @@
 import collections
 from pathlib import Path
 
+from calls import calls
+import devices
 from measure import Effort, Setup, kvm_missing
+import shapes
+from turns import Track
 
 # seconds: an estimate, with Linux booting in 6
 Step = collections.namedtuple('Step', 'title seconds run')
 
 EFFORTS = {
     'quick': Effort(restores=1000, seconds=1.5, rate_seconds=0.5, stock=30,
-                    stock_seconds=4, floor_seconds=0.8),
+                    stock_seconds=4, floor_seconds=0.8, turns=8,
+                    turn_seconds=0.2, calls_seconds=1.5),
     'full': Effort(restores=1000, seconds=12, rate_seconds=2, stock=100,
-                   stock_seconds=15, floor_seconds=3),
+                   stock_seconds=15, floor_seconds=3, turns=20,
+                   turn_seconds=0.25, calls_seconds=3),
     'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1, stock=3,
-                        stock_seconds=0, floor_seconds=0.1),
+                        stock_seconds=0, floor_seconds=0.1, turns=3,
+                        turn_seconds=0.05, calls_seconds=0.3),
 }
 
 QUICK_PAGES = 0, 1, 10, 100, 1000
@@ -39,8 +46,11 @@ class Plan:
     same thing: what several sweeps share is measured once.
     """
 
-    def __init__(self, bench, mode):
+    def __init__(self, bench, mode, cache, only=None):
         self.bench = bench
+        self.cache = cache      # of what the devices need
+        self.only = only        # what titles have, or None for all
+        self.track = Track(bench)
         self.steps = []
         self.skipped = []
         self.planned = set()
@@ -55,8 +65,12 @@ class Plan:
         self.planned.add(what)
         return True
 
+    def wanted(self, title):
+        return not self.only or any(text in title for text in self.only)
+
     def add(self, title, seconds, run, *args):
-        self.steps.append(Step(title, seconds, lambda: run(*args)))
+        if self.wanted(title):
+            self.steps.append(Step(title, seconds, lambda: run(*args)))
 
     def restores(self, setup, engine, *pages):
         pages = tuple(n for n in pages if self.new(setup, engine, n))
@@ -134,11 +148,51 @@ class Plan:
         for smp in 2, 4:
             self.restores(Setup('linux', 'q35', 256, smp=smp), 'dirty', 10)
 
+    def machines(self, *groups):
+        for base, *others in groups:
+            for shape in others:
+                seconds = 3 * self.effort.turns * self.effort.turn_seconds + (
+                    2 if shape.guest == 'bare' else
+                    25 if shape.drivers else 8 + shape.smp)
+                self.add(f'{shape}, against {base}', seconds,
+                         self.track.machine, shape, base)
+
+    def calls(self, *wanted):
+        for shape in wanted:
+            for before in (False, True) if self.bench.before else (False,):
+                self.add(f'system calls, {shape}' + ', before' * before,
+                         2 + self.effort.calls_seconds +
+                         6 * (shape.guest == 'linux'),
+                         calls, self.bench, shape, before)
+
+    def devices(self, wanted=None):
+        qemu = self.bench.qemu
+        reason = devices.missing(qemu)
+        if reason:
+            self.skipped.append(('each device', reason))
+            return
+        if self.only and not any('device' in text for text in self.only):
+            return              # it takes long to find them
+        categories = devices.categories(qemu)
+        for shape, base in devices.shapes(qemu, self.cache, wanted):
+            self.add(f'device {shape}', 2, self.track.device, shape, base,
+                     categories.get(shape.name))
+
+    def busy(self, tasks):
+        for i, (name, task) in enumerate(tasks.items()):
+            self.add(f'busy: {name}', (4 if i else 50) +
+                     3 * self.effort.turns * self.effort.turn_seconds,
+                     self.track.busy, shapes.BUSY, name, task)
+
     def quick(self):
         self.pages_sweep(QUICK_PAGES)
         self.goals()
         self.kvm((10,))
+        self.machines(*shapes.GROUPS)
+        self.calls(*shapes.CALLS)
         self.skipped.append(('sweeps of RAM and vCPUs', 'a quick run'))
+        for what in 'each device', 'busy devices':
+            self.skipped.append((what, 'a quick run'))
 
     def full(self):
         self.pages_sweep(PAGES)
@@ -160,6 +214,10 @@ class Plan:
                     self.restores(Setup('linux', machine, 256, virtio=virtio),
                                   engine, 10)
         self.kvm((1, 10, 100, 1000))
+        self.machines(*shapes.GROUPS)
+        self.calls(*shapes.CALLS)
+        self.busy(shapes.TASKS)
+        self.devices()
 
     def self_test(self):
         """That each kind of measurement works, not more"""
@@ -168,4 +226,11 @@ class Plan:
         self.floors(1, 10)
         self.restores(LINUX, 'dirty', 1, 10)
         self.stock(LINUX, 10)
+        # The firmware does not load the bare guest.
+        self.machines(*(group if group is shapes.UEFI else shapes.bare(group)
+                        for group in shapes.GROUPS))
+        self.calls(*shapes.bare(shapes.CALLS))
+        name, task = next(iter(shapes.TASKS.items()))
+        self.busy({name: task})
+        self.devices(shapes.SELF_TEST_DEVICES)
         self.skipped.append(('most of it', 'a self-test'))

@@ -3,8 +3,10 @@
 
 import textwrap
 
-from goals import Records, rows, thousands
+import devices
+from goals import Records, rows, thousands, times
 from machine import PHASES
+import stats
 from stats import fit_line
 
 # What the engines are called where they are compared
@@ -140,13 +142,63 @@ def fits(r):
             ['', '', '', 'fixed', 'each page', 'points'], lines)
 
 
+def machines(r):
+    lines = []
+    for m in r.machines.values():
+        if 'why' in m:
+            continue
+        lines.append([m['name'], m['against'], m['guest'],
+                      thousands(m['per_second']), times(m['rate_ratio']),
+                      times(m['wall_ratio']), times(m['cpu_ratio']),
+                      number(m['us']),
+                      number(m['p99_us']), times(m['us_ratio']), m['way'],
+                      m['n']])
+    return ('Machines in turns with a plain one: restores a second with the '
+            "guest's work, without the time for which the host had no "
+            'processor for them; by the clock; by processor time; the '
+            'restore alone, in µs. ×: of the plain one, medians over the '
+            'rounds',
+            ['', 'against', 'guest', 'per s', '×', 'clock ×', 'CPU ×',
+             'median', 'p99', '×', '', 'of'], lines)
+
+
+def calls(r):
+    lines = []
+    for c in r.calls:
+        if 'why' in c:
+            continue
+        by_name = sorted(c['calls'].items(), key=lambda item: -item[1])
+        lines.append([c['name'], c['binary'], c['n'], f'{c["total"]:.2f}',
+                      ', '.join(f'{name} {n:.2f}' for name, n in by_name)
+                      or '-'])
+    return ('System calls for each restore and its run, by strace',
+            ['', 'binary', 'restores', 'calls', 'by name'], lines)
+
+
+def each_device(r):
+    """Of all that were measured, the dearest first"""
+    found = sorted(devices.measured(r), key=lambda d: -d['added_us'])
+    return ('What an idle device adds to a restore of the bare guest, in µs',
+            ['', 'added', 'added p99', 'restore', '', 'of'],
+            [[d['name'], f'{d["added_us"]:.2f}', f'{d["added_p99_us"]:.2f}',
+              number(d['us']), d['way'], d['n']] for d in found])
+
+
+def busy(r):
+    lines = [[d['name'], f'{d["added_us"]:.2f}', number(d['us']),
+              number(d['p99_us']), d['way'], d['n']] for d in r.busy]
+    return ('What a device that worked since the save adds to a restore of a '
+            'Linux guest, in µs',
+            ['', 'added', 'restore', 'p99', '', 'of'], lines)
+
+
 def host_lines(results):
     host = results['host']
     before, after = (', '.join(map(str, host[name]))
                      for name in ('load_before', 'load_after'))
     yield (f'{host["qemu"]}, commit {host["commit"]}; {host["cpu"]}, '
-           f'{host["cpus"]} CPUs, Linux {host["kernel"]}. All machines with '
-           '-rtc clock=vm.')
+           f'{host["cpus"]} CPUs, Linux {host["kernel"]}. All machines '
+           'but the default ones have -nodefaults and -rtc clock=vm.')
     yield (f'{results["mode"].capitalize()} run of '
            f'{results["seconds"] / 60:.1f} minutes, {results["date"]}; load '
            f'average before: {before}, after: {after}.')
@@ -158,13 +210,19 @@ def host_lines(results):
 def text(results):
     r = Records(results)
     for title, head, lines in (restores(r), floors(r), fits(r), methods(r),
+                               machines(r), calls(r), each_device(r), busy(r),
                                goals(r)):
+        if not lines:
+            continue
         yield ''
         yield title
         yield ''
         yield from table(head, lines, left=3 if title[:4] == 'Cost' else 1)
     yield ''
-    for what, why in results['skipped']:
+    skipped = results['skipped'] + [
+        [x['name'], x['why']] for kind in ('machines', 'calls')
+        for x in results.get(kind, []) if 'why' in x]
+    for what, why in skipped:
         yield f'Not measured: {what}: {why}'
     for error in results['errors']:
         yield f'FAILED: {error}'
@@ -183,7 +241,48 @@ def rst(results):
     yield '.. image:: snapshot-bench.svg'
     yield '   :alt: time of a restore by the number of pages written to'
     yield ''
-    for title, head, lines in methods(r), restores(r, 10), fits(r):
+    for title, head, lines in (methods(r), restores(r, 10), fits(r),
+                               machines(r), calls(r), busy(r)):
+        if not lines:
+            continue
         yield from textwrap.wrap(f'{title}:', 79)
         yield ''
         yield from rst_table(head, lines)
+
+
+def costs(results):
+    """What each device costs, for the manual"""
+    r = Records(results)
+    found = devices.measured(r)
+    yield '..'
+    yield '   SPDX-License-Identifier: GPL-2.0-or-later'
+    yield '   Written by scripts/bench --docs; do not edit.'
+    yield ''
+    least = min(d['n'] for d in found)
+    yield from textwrap.wrap(
+        f'Of {len(found)} devices, these add more than {devices.CHEAP} µs, or '
+        'need a reset. Medians and 99th percentiles of '
+        f'{least} restores or more, by turns with the machine without the '
+        f'device, which needed {number(baseline(found))} µs. '
+        f'({results["host"]["cpu"]}, {results["date"][:10]}, commit '
+        f'{results["host"]["commit"]}.)', 79)
+    yield ''
+    yield from rst_table(
+        ['Device', 'Adds, median', 'Adds, 99th percentile', 'How', 'Why'],
+        [[d['name'], f'{number(d["added_us"])} µs',
+          f'{number(d["added_p99_us"])} µs', d['way'], d['reason'] or '-']
+         for d in devices.dear(r)] or [['none', '-', '-', '-', '-']])
+    yield from textwrap.wrap(
+        'All others are put back in place, and add these microseconds:', 79)
+    yield ''
+    for category, names in devices.cheap(r):
+        yield category
+        yield from textwrap.wrap(', '.join(names), 79, initial_indent='  ',
+                                 subsequent_indent='  ',
+                                 break_on_hyphens=False)
+        yield ''
+
+
+def baseline(found):
+    """The median restore without the devices"""
+    return stats.median([d['us'] - d['added_us'] for d in found])

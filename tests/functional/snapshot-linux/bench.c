@@ -4,8 +4,10 @@
  *
  *     bench        reads one line, a command, and then goes on for ever:
  *
- *     restore PAGES MARK   save; write to PAGES pages, restore; a "." each MARK
- *                          restores
+ *     restore PAGES MARK [read FILE | write FILE | send INTERFACE]
+ *                          save; write to PAGES pages, have a device's driver
+ *                          read or write a page, or send a packet, restore; a
+ *                          "." each MARK restores
  *     touch PAGES          write to PAGES pages each millisecond: a guest for
  *                          what saves and restores from outside
  *
@@ -13,8 +15,19 @@
  * Dots go to the debug port, which has no driver to keep them.
  */
 
+#define _GNU_SOURCE     /* O_DIRECT */
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <net/ethernet.h>
+#include <net/if.h>
+#include <netpacket/packet.h>
+#include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/io.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 
 #include "snapshot.h"
 
@@ -32,11 +45,64 @@ static void touch(unsigned pages, char value)
     }
 }
 
-static int restore(unsigned pages, unsigned mark)
+/* What a device does between save and restore */
+typedef struct Work {
+    char kind[8], where[40];
+    int fd;
+} Work;
+
+/* A page past what any cache has: O_DIRECT where there is one */
+static char buffer[PAGE] __attribute__((aligned(PAGE)));
+
+static bool begin_work(Work *w)
+{
+    struct ifreq ifr = { .ifr_flags = IFF_UP };
+    struct sockaddr_ll to = {
+        .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL),
+    };
+
+    if (!strcmp(w->kind, "send")) {
+        w->fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL));
+        strncpy(ifr.ifr_name, w->where, IFNAMSIZ - 1);
+        to.sll_ifindex = if_nametoindex(w->where);
+        return w->fd >= 0 && !ioctl(w->fd, SIOCSIFFLAGS, &ifr) &&
+               !bind(w->fd, (struct sockaddr *)&to, sizeof(to));
+    }
+    /* A driver may still be looking at what there is on its bus. */
+    for (int i = 0; i < 600; i++) {
+        w->fd = open(w->where, strcmp(w->kind, "read") ? O_WRONLY
+                                                       : O_RDONLY | O_DIRECT);
+        if (w->fd < 0) {
+            w->fd = open(w->where, strcmp(w->kind, "read") ? O_WRONLY
+                                                           : O_RDONLY);
+        }
+        if (w->fd >= 0) {
+            return true;
+        }
+        usleep(50000);
+    }
+    return false;
+}
+
+static bool do_work(Work *w)
+{
+    if (!strcmp(w->kind, "send")) {
+        memset(buffer, 0xff, ETH_ALEN);
+        return write(w->fd, buffer, ETH_ZLEN) == ETH_ZLEN;
+    }
+    return !strcmp(w->kind, "read") ? read(w->fd, buffer, PAGE) > 0
+                                    : write(w->fd, buffer, PAGE) > 0;
+}
+
+static int restore(unsigned pages, unsigned mark, Work *w)
 {
     struct snapshot s;
     int64_t n;
 
+    if (*w->kind && !(begin_work(w) && do_work(w))) {
+        perror("bench: FAIL");
+        return 1;
+    }
     n = snapshot_open(&s);
     if (n == 0) {
         n = snapshot_save(&s, 0);
@@ -49,6 +115,9 @@ static int restore(unsigned pages, unsigned mark)
         outb('.', DEBUG_PORT);
     }
     touch(pages, n);
+    if (*w->kind && !do_work(w)) {
+        perror("bench: FAIL");
+    }
     printf("bench: %s\n", snapshot_strerror(snapshot_restore(&s, 0)));
     return 1;
 }
@@ -57,6 +126,7 @@ int main(void)
 {
     char line[80];
     unsigned pages, mark;
+    Work work = { };
 
     if (ioperm(DEBUG_PORT, 1, 1)) {
         perror("bench: ioperm");
@@ -68,9 +138,9 @@ int main(void)
     if (!fgets(line, sizeof(line), stdin)) {
         return 1;
     }
-    if (sscanf(line, "restore %u %u", &pages, &mark) == 2 &&
-        pages <= MOST && mark) {
-        return restore(pages, mark);
+    if (sscanf(line, "restore %u %u %7s %39s", &pages, &mark, work.kind,
+               work.where) >= 2 && pages <= MOST && mark) {
+        return restore(pages, mark, &work);
     }
     if (sscanf(line, "touch %u", &pages) == 1 && pages <= MOST) {
         outb('.', DEBUG_PORT);
