@@ -202,9 +202,13 @@ def host_lines(results):
     yield (f'{results["mode"].capitalize()} run of '
            f'{results["seconds"] / 60:.1f} minutes, {results["date"]}; load '
            f'average before: {before}, after: {after}.')
-    if host['load_before'][0] > 1:
-        yield ('The host was busy with something else: times are too long, '
-               'rates too low.')
+    yield from filter(None, [busy_host(results).strip()])
+
+
+def busy_host(results):
+    return (' The host was busy with something else: times are too long, '
+            'rates too low.'
+            if results['host']['load_before'][0] > 1 else '')
 
 
 def text(results):
@@ -265,7 +269,9 @@ def costs(results):
         f'{least} restores or more, by turns with the machine without the '
         f'device, which needed {number(baseline(found))} µs. '
         f'({results["host"]["cpu"]}, {results["date"][:10]}, commit '
-        f'{results["host"]["commit"]}.)', 79)
+        f'{results["host"]["commit"]}.)' + busy_host(results) +
+        (' The run did not come to its end: there are more devices.'
+         if results['errors'] else ''), 79)
     yield ''
     yield from rst_table(
         ['Device', 'Adds, median', 'Adds, 99th percentile', 'How', 'Why'],

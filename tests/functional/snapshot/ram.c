@@ -123,7 +123,7 @@ CASE(smc_slots)
     }
 }
 
-/* ------------------------------------- pages that are written to for a while */
+/* -------------------------------------- pages that are written to at times */
 
 #define KEPT_WORD       256             /* in each page: data */
 
