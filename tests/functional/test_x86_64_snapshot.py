@@ -128,6 +128,29 @@ class Guest:
     def test_precise_restores(self):
         self.run_case('precise_restores')
 
+    def run_crowd(self, *devices):
+        args = []
+        for device in devices:
+            if '%' in device:
+                args += ['-blockdev', f'null-co,node-name=d{len(args)},'
+                         'read-only=on,size=1048576']
+                device = device.replace('%', f'drive=d{len(args) - 2}')
+            args += ['-device', device]
+        self.run_case('precise_restores', *args)
+
+    def test_crowd_scsi(self):
+        """
+        Catches a device that counts on the main loop, or on a machine that is
+        stopped, when a vCPU's thread looks what changed.
+        """
+        self.run_crowd('virtio-scsi-pci,id=v', 'scsi-hd,bus=v.0,%',
+                       'lsi53c895a,id=l', 'scsi-cd,bus=l.0,%',
+                       'megasas,id=m', 'scsi-hd,bus=m.0,%',
+                       'mptsas1068,id=n', 'scsi-hd,bus=n.0,%',
+                       'pvscsi,id=p', 'scsi-hd,bus=p.0,%',
+                       'am53c974,id=q', 'scsi-cd,bus=q.0,%',
+                       'usb-ehci,id=e', 'usb-storage,bus=e.0,%')
+
     def test_precise_restores_smp4(self):
         self.run_case('precise_restores', cpus=4, n=3000)
 
