@@ -60,6 +60,23 @@ static void select_behind(SnapshotVM *vm, unsigned offset)
     qtest_outl(vm->qts, 0xcf8, 0x80010800 + offset);
 }
 
+/* A machine with a device behind a bridge, its interrupt line selected */
+static SnapshotVM *start_behind(const char *machine, const char *device,
+                                QPCIDevice **bridge)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm -device"
+                                       " pci-bridge,id=b,chassis_nr=1,addr=7"
+                                       " -device %s,bus=b,addr=1",
+                                       machine, device);
+
+    *bridge = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
+    qpci_config_writeb(*bridge, PCI_SECONDARY_BUS, 1);
+    qpci_config_writeb(*bridge, PCI_SUBORDINATE_BUS, 1);
+    select_behind(vm, PCI_INTERRUPT_LINE);
+    return vm;
+}
+
 /*
  * Catches: a device that every machine has and that makes each restore slow,
  * whatever the guest does.
@@ -190,17 +207,10 @@ static void test_slots(const void *machine)
  */
 static void test_bus_reset(const void *machine)
 {
-    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
-                                       " -rtc clock=vm -device"
-                                       " pci-bridge,id=b,chassis_nr=1,addr=7"
-                                       " -device rtl8139,bus=b,addr=1",
-                                       (const char *)machine);
-    QPCIDevice *bridge = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
+    QPCIDevice *bridge;
+    SnapshotVM *vm = start_behind(machine, "rtl8139", &bridge);
     unsigned i;
 
-    qpci_config_writeb(bridge, PCI_SECONDARY_BUS, 1);
-    qpci_config_writeb(bridge, PCI_SUBORDINATE_BUS, 1);
-    select_behind(vm, PCI_INTERRUPT_LINE);
     for (i = 0; i < RESTORES; i++) {
         qtest_outb(vm->qts, 0xcfc, 0x0a);
         snapshot_save(vm, 0);
@@ -247,17 +257,10 @@ static void test_below(const void *machine)
  */
 static void test_bridge(const void *machine)
 {
-    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
-                                       " -rtc clock=vm -device"
-                                       " pci-bridge,id=b,chassis_nr=1,addr=7"
-                                       " -device e1000,bus=b,addr=1",
-                                       (const char *)machine);
-    QPCIDevice *bridge = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
+    QPCIDevice *bridge;
+    SnapshotVM *vm = start_behind(machine, "e1000", &bridge);
     unsigned i;
 
-    qpci_config_writeb(bridge, PCI_SECONDARY_BUS, 1);
-    qpci_config_writeb(bridge, PCI_SUBORDINATE_BUS, 1);
-    select_behind(vm, PCI_INTERRUPT_LINE);
     qtest_outb(vm->qts, 0xcfc, 0x0a);
     snapshot_save(vm, 0);
     for (i = 0; i < RESTORES; i++) {
