@@ -136,20 +136,30 @@ class Guest:
                          'read-only=on,size=1048576']
                 device = device.replace('%', f'drive=d{len(args) - 2}')
             args += ['-device', device]
-        self.run_case('precise_restores', *args)
+        self.run_case('precise_restores', *args, n=200)
 
     def test_crowd_scsi(self):
         """
         Catches a device that counts on the main loop, or on a machine that is
-        stopped, when a vCPU's thread looks what changed.
+        stopped, when a vCPU's thread looks what changed. Not am53c974: the
+        guest does not come to run, for SeaBIOS waits for its disk for ever.
         """
         self.run_crowd('virtio-scsi-pci,id=v', 'scsi-hd,bus=v.0,%',
                        'lsi53c895a,id=l', 'scsi-cd,bus=l.0,%',
                        'megasas,id=m', 'scsi-hd,bus=m.0,%',
                        'mptsas1068,id=n', 'scsi-hd,bus=n.0,%',
                        'pvscsi,id=p', 'scsi-hd,bus=p.0,%',
-                       'am53c974,id=q', 'scsi-cd,bus=q.0,%',
                        'usb-ehci,id=e', 'usb-storage,bus=e.0,%')
+
+    def test_crowd_others(self):
+        """Catches the same in other devices."""
+        self.run_crowd('nvme,serial=1,%', 'sdhci-pci', 'virtio-gpu-pci',
+                       'virtio-balloon-pci', 'virtio-keyboard-pci',
+                       'virtio-serial-pci', 'qemu-xhci,id=x',
+                       'usb-tablet,bus=x.0', 'usb-hub,bus=x.0', 'edu',
+                       'e1000e', 'rtl8139', 'pcnet', 'vmxnet3', 'i82559c',
+                       'ipmi-bmc-sim,id=b', 'isa-ipmi-kcs,bmc=b',
+                       'pvpanic', 'vmgenid', 'i6300esb')
 
     def test_precise_restores_smp4(self):
         self.run_case('precise_restores', cpus=4, n=3000)
