@@ -597,7 +597,7 @@ class SnapshotDevices(QemuSystemTest):
 
     def load(self, machine, devices, *args, ram='dirty', irq='msi'):
         self.boot(machine, devices, '-device',
-                  f'snapshot,ram={ram},verify=on,allow-writable-disks=on',
+                  f'snapshot,ram={ram},verify=on,disks=keep',
                   *args, irq=irq)
         self.wait_for_start()
         for save in range(self.SAVES):
