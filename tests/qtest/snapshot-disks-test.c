@@ -165,7 +165,7 @@ static void test_slots(const void *machine)
     g_autoptr(GRand) rand = g_rand_new_with_seed(1);
     Content c = { };
     QDict *disk, *info;
-    unsigned i, j;
+    unsigned i, j, k;
 
     memset(c.present, 0x11, USED_SECTORS);
     for (i = 0; i < 300; i++) {
@@ -186,7 +186,8 @@ static void test_slots(const void *machine)
                 snapshot_qmp(vm, "restore", n);
             }
             memcpy(c.present, c.saved[n], USED_SECTORS);
-            for (j = 0; j < USED_SECTORS; j++) {
+            for (k = 0; k < 6; k++) {
+                j = g_rand_int_range(rand, 0, USED_SECTORS);
                 ide_check(vm, 0, sector_of(j), c.present[j]);
             }
         } else {
@@ -344,8 +345,8 @@ static void test_medium(const void *machine)
     char *path = make_image(1440 * KiB, 0x11);
     char *second = make_image(1440 * KiB, 0x22);
     SnapshotVM *vm = snapshot_vm_start(
-        "", "-M %s -nodefaults -device isa-fdc,id=fdc -drive if=none,id=d,"
-        "format=raw,file=%s -device floppy,drive=d,id=fd0",
+        "", "-M %s -nodefaults -drive if=none,id=d,format=raw,file=%s "
+        "-device floppy,drive=d,id=fd0",
         (const char *)machine, path);
 
     snapshot_save(vm, 0);
@@ -436,7 +437,8 @@ static void test_others(const void *machine)
     g_autofree char *socket = g_strdup_printf("%s.socket", path);
     SnapshotVM *vm = snapshot_vm_start(
         "", "-M %s -nodefaults -blockdev raw,node-name=n,file.driver=file,"
-        "file.filename=%s -device ide-hd,drive=n,bus=ide.0,unit=0,id=hda "
+        "file.filename=%s "
+        "-device ide-hd,drive=n,bus=ide.0,unit=0,id=hda,share-rw=on "
         "-blockdev raw,node-name=t,file.driver=file,file.filename=%s",
         (const char *)machine, path, target);
 
@@ -657,7 +659,7 @@ static void test_iothread(const void *machine)
     end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
 }
 
-/* IDE at port 0x1f0 is the pc's. */
+/* IDE at port 0x1f0 is the pc's, as is a controller of floppies. */
 static void add_pc_tests(const char *name, GTestDataFunc test)
 {
     snapshot_add_test("pc", "remap", name, test);
@@ -675,7 +677,7 @@ int main(int argc, char **argv)
     add_pc_tests("disks/plug", test_plug);
     add_pc_tests("disks/others", test_others);
     add_pc_tests("disks/migration", test_migration);
-    snapshot_add_tests("disks/medium", test_medium);
+    add_pc_tests("disks/medium", test_medium);
     snapshot_add_tests("disks/flash", test_flash);
     if (qtest_has_device("virtio-blk-pci")) {
         snapshot_add_tests("disks/iothread", test_iothread);
