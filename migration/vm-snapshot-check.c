@@ -8,7 +8,6 @@
 #include "qapi/error.h"
 #include "hw/qdev-core.h"
 #include "migration/misc.h"
-#include "system/block-backend.h"
 #include "system/replay.h"
 #include "system/runstate.h"
 #include "migration.h"
@@ -48,25 +47,6 @@ int vm_snapshot_refused(const VMSnapshot *s, VMSnapshotOp op, unsigned slot,
                                                                   : 0;
 }
 
-static bool vm_snapshot_has_writable_disk(Error **errp)
-{
-    BlockBackend *blk;
-
-    for (blk = blk_all_next(NULL); blk; blk = blk_all_next(blk)) {
-        if (blk_get_attached_dev(blk) && blk_is_inserted(blk) &&
-            blk_supports_write_perm(blk)) {
-            g_autofree char *id = blk_get_attached_dev_id(blk);
-
-            error_setg(errp, "Disk of '%s' is writable, and a restore does "
-                       "not put back what is written to it", id);
-            error_append_hint(errp, "Make it read-only, or accept that with "
-                              "allow-writable-disks=on.\n");
-            return true;
-        }
-    }
-    return false;
-}
-
 bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp)
 {
     if (runstate_needs_reset()) {
@@ -74,11 +54,7 @@ bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp)
                    RunState_str(runstate_get()));
         return true;
     }
-    if (!s->config.allow_writable_disks &&
-        vm_snapshot_has_writable_disk(errp)) {
-        return true;
-    }
-    return migration_is_blocked(errp) || qemu_device_state_blocked(errp) ||
+    return migration_is_blocked_but_by(s->migration_blocker, errp) || qemu_device_state_blocked(errp) ||
         ram_snapshot_blocked(s->store, errp);
 }
 

@@ -91,6 +91,7 @@ static SnapshotDeviceInfo *query(const VMSnapshot *s)
         item->restores = slot->restores;
         QAPI_LIST_APPEND(tail, item);
     }
+    info->disks = vm_snapshot_disks_query();
     info->unsaved = vm_snapshot_unsaved();
     info->verify = s->config.verify;
     info->verified = s->verified;
@@ -194,6 +195,7 @@ void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
     Error *err = NULL;
     g_autoptr(SnapshotDeviceInfo) info = qmp_x_query_snapshot_device(&err);
     SnapshotDeviceSlotList *l;
+    SnapshotDeviceDiskList *d;
     strList *u;
 
     if (hmp_handle_error(mon, err)) {
@@ -206,6 +208,14 @@ void hmp_info_snapshot_device(Monitor *mon, const QDict *qdict)
                        " bytes, %" PRIu64 " restores\n", l->value->slot,
                        l->value->ram_size / 1024, l->value->device_size,
                        l->value->restores);
+    }
+    for (d = info->disks; d; d = d->next) {
+        monitor_printf(mon, "disk of '%s': %" PRIu64 " clusters and %" PRIu64
+                       " areas written, %" PRIu64 " KiB in memory, %" PRIu64
+                       " KiB in a file\n", d->value->device,
+                       d->value->clusters, d->value->zeroed_areas,
+                       d->value->memory_bytes / 1024,
+                       d->value->spilled_bytes / 1024);
     }
     for (u = info->unsaved; u; u = u->next) {
         monitor_printf(mon, "not saved: %s\n", u->value);

@@ -17,10 +17,13 @@
 /* Restores that the percentiles of x-query-snapshot-device are taken over. */
 #define VM_SNAPSHOT_TIMES 1024
 
+typedef struct VMSnapshotDisks VMSnapshotDisks;
+
 typedef struct VMSnapshotSlot {
     RAMSnapshot *ram;           /* NULL in an empty slot */
     DeviceStateImage *devices;
     PlugMark *plugs;            /* which devices there were */
+    VMSnapshotDisks *disks;     /* NULL if they do not go back */
     bool suspended;             /* the guest slept (ACPI S3) */
     bool virtio;                /* the machine has devices of it */
     DeviceStateWay way;         /* of the last restore, or to be tried */
@@ -53,6 +56,10 @@ struct VMSnapshot {
     CPUState *requester;
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
+
+    char *overlay_dir;          /* or NULL: the overlay's default */
+    Error *migration_blocker;   /* once disks are in memory */
+    bool told_of_disks;         /* that they are */
 
     bool warned;                /* of devices that are not saved */
     uint64_t restores;
@@ -129,6 +136,65 @@ bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp);
  * belong to a board it is known that they need none.
  */
 strList *vm_snapshot_unsaved(void);
+
+/*
+ * vm-snapshot-disks.c: let disks go back.  With disks=keep and disks=refuse,
+ * there is nothing to save or restore: a VMSnapshotDisks is NULL.
+ */
+
+/**
+ * vm_snapshot_disks_prepare: put an overlay on each writable disk without one
+ *
+ * Called in the main loop with the BQL held and nothing drained, as it drains
+ * and polls.  The guest sees no difference, so that overlays stay where they
+ * are, and a migration stays blocked, if this or the save fails.
+ *
+ * Returns: false with @errp set if there is a disk that could not be put back
+ */
+bool vm_snapshot_disks_prepare(VMSnapshot *s, Error **errp);
+
+/**
+ * vm_snapshot_disks_refused: is there a disk that forbids a save?
+ *
+ * To be asked with the machine quiesced: what vm_snapshot_disks_prepare()
+ * found may have changed while the vCPUs were being stopped.
+ */
+bool vm_snapshot_disks_refused(const VMSnapshot *s, Error **errp);
+
+/**
+ * vm_snapshot_disks_save: remember the content of all writable disks
+ *
+ * After vm_snapshot_disks_refused() has returned false, with all drained.
+ * Takes time for what was written since the last save or restore.
+ *
+ * Returns: for vm_snapshot_disks_free(); cannot fail
+ */
+VMSnapshotDisks *vm_snapshot_disks_save(const VMSnapshot *s);
+
+/**
+ * vm_snapshot_disks_match: are the writable disks those that were saved?
+ *
+ * Called with the BQL held, on any thread.
+ *
+ * Returns: false with @errp set if one is another, has another medium or root
+ * node, went or came
+ */
+bool vm_snapshot_disks_match(const VMSnapshotDisks *disks, Error **errp);
+
+/**
+ * vm_snapshot_disks_restore: put the content of disks back
+ * @disks: that match
+ *
+ * Called with the BQL held, on any thread, with no request in flight.  Takes
+ * time for what was written since the last save or restore.  Cannot fail.
+ */
+void vm_snapshot_disks_restore(VMSnapshotDisks *disks);
+
+/** vm_snapshot_disks_free: in the main loop, as it drains; @disks may be NULL */
+void vm_snapshot_disks_free(VMSnapshotDisks *disks);
+
+/** vm_snapshot_disks_query: disks with overlays; the caller owns the list */
+SnapshotDeviceDiskList *vm_snapshot_disks_query(void);
 
 /* vm-snapshot-drain.c: bring disks, and what devices have to do, to rest */
 

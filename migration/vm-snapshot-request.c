@@ -10,6 +10,7 @@
 #include "qemu/timer.h"
 #include "qapi/error.h"
 #include "hw/core/cpu.h"
+#include "migration/blocker.h"
 #include "migration/misc.h"
 #include "migration/vm-snapshot-state.h"
 #include "system/cpus.h"
@@ -242,6 +243,12 @@ bool vm_snapshot_restore_is_exact(void)
     return qemu_device_state_in_memory() && !the_engine->config.new_generation;
 }
 
+bool vm_snapshot_disks_go_back(void)
+{
+    return qemu_device_state_in_memory() &&
+        the_engine->config.disks == SNAPSHOT_DEVICE_DISKS_RESTORE;
+}
+
 VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
                             Error **errp)
 {
@@ -266,6 +273,8 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     plug_log_start();
     s->config = *config;
     s->config.file = NULL;
+    s->config.overlay_dir = NULL;
+    s->overlay_dir = g_strdup(config->overlay_dir);
     s->slots = g_new0(VMSnapshotSlot, config->slots);
     the_engine = s;
     object_property_add_child(parent, "engine", OBJECT(s));
@@ -302,6 +311,8 @@ static void vm_snapshot_finalize(Object *obj)
         plug_log_stop();
     }
     ram_snapshot_store_free(s->store);
+    migrate_del_blocker(&s->migration_blocker);
+    g_free(s->overlay_dir);
     g_free(s->last_refusal);
     g_free(s->reset_reason);
     qapi_free_SnapshotDeviceMismatches(s->mismatches);

@@ -81,6 +81,7 @@ void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
     ram_snapshot_free(slot->ram);
     qemu_device_state_free(slot->devices);
     plug_mark_free(slot->plugs);
+    vm_snapshot_disks_free(slot->disks);
     *slot = (VMSnapshotSlot) { };
 }
 
@@ -115,7 +116,8 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     VMSnapshotSlot *slot = &s->slots[n];
     bool several;
 
-    if (vm_snapshot_cannot_save(s, errp)) {
+    if (vm_snapshot_cannot_save(s, errp) ||
+        vm_snapshot_disks_refused(s, errp)) {
         return -ENOTSUP;
     }
     devices = qemu_device_state_save(errp);
@@ -134,6 +136,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     slot->ram = g_steal_pointer(&ram);
     slot->devices = g_steal_pointer(&devices);
     slot->plugs = plug_mark_new();
+    slot->disks = vm_snapshot_disks_save(s);
     slot->suspended = vm_get_suspended();
     slot->way = vm_snapshot_may_load_in_place(s) ? DEVICE_STATE_IN_PLACE
                                                  : DEVICE_STATE_RESET_MACHINE;
@@ -149,6 +152,11 @@ int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
     RunState was;
     int ret = -EBUSY;
 
+    /* What is refused in any case need not be prepared for. */
+    if (vm_snapshot_cannot_save(s, errp) ||
+        !vm_snapshot_disks_prepare(s, errp)) {
+        return -ENOTSUP;
+    }
     /* Loading the section that holds it fails if it is empty. */
     global_state_store();
     if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp)) {
@@ -202,15 +210,16 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
 static bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp)
 {
     return plug_mark_matches(slot->plugs, errp) &&
+        vm_snapshot_disks_match(slot->disks, errp) &&
         ram_snapshot_matches(slot->ram, errp) &&
         qemu_device_state_matches(slot->devices, errp);
 }
 
 /*
- * Put RAM, CPUs and devices back, after a reset of what slot->way says.
+ * Put RAM, disks, CPUs and devices back, after a reset of what slot->way says.
  *
- * What devices derive from RAM they derive from it as it was saved, so that
- * RAM goes first.  Reset writes ROMs to RAM: it goes before.
+ * What devices derive from RAM and disks they derive from them as they were
+ * saved, so that these go first.  Reset writes ROMs to RAM: it goes before.
  */
 static bool vm_snapshot_load_way(VMSnapshot *s, unsigned n, Error **errp)
 {
@@ -234,6 +243,7 @@ static bool vm_snapshot_load_way(VMSnapshot *s, unsigned n, Error **errp)
     if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
         return false;
     }
+    vm_snapshot_disks_restore(slot->disks);
     t_devices = get_clock();
     ok = all ? qemu_device_state_load(slot->devices, errp)
              : qemu_device_state_load_changed(slot->devices);

@@ -34,7 +34,9 @@ struct SnapshotState {
     char *ram;
     char *file;
     char *verify;
-    bool allow_writable_disks;
+    char *disks;
+    uint64_t overlay_size;
+    char *overlay_dir;
     bool new_generation;
 
     /* registers */
@@ -248,7 +250,9 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
         .slots = s->slots,
         .ram = SNAPSHOT_DEVICE_RAM_AUTO,
         .file = s->file,
-        .allow_writable_disks = s->allow_writable_disks,
+        .disks = SNAPSHOT_DEVICE_DISKS_RESTORE,
+        .overlay_size = s->overlay_size,
+        .overlay_dir = s->overlay_dir,
         .new_generation = s->new_generation,
         .done = snapshot_done,
         .opaque = s,
@@ -262,6 +266,16 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
             return;
         }
         config.ram = ram;
+    }
+    if (s->disks) {
+        int disks = qapi_enum_parse(&SnapshotDeviceDisks_lookup, s->disks, -1,
+                                    errp);
+
+        if (disks < 0) {
+            error_prepend(errp, "disks is restore, keep or refuse: ");
+            return;
+        }
+        config.disks = disks;
     }
     if (!snapshot_parse_verify(s->verify, &config.verify, errp)) {
         return;
@@ -324,8 +338,9 @@ static const Property snapshot_properties[] = {
     DEFINE_PROP_STRING("ram", SnapshotState, ram),
     DEFINE_PROP_STRING("file", SnapshotState, file),
     DEFINE_PROP_STRING("verify", SnapshotState, verify),
-    DEFINE_PROP_BOOL("allow-writable-disks", SnapshotState,
-                     allow_writable_disks, false),
+    DEFINE_PROP_STRING("disks", SnapshotState, disks),
+    DEFINE_PROP_SIZE("overlay-size", SnapshotState, overlay_size, 0),
+    DEFINE_PROP_STRING("overlay-dir", SnapshotState, overlay_dir),
     DEFINE_PROP_BOOL("new-generation", SnapshotState, new_generation, false),
 };
 

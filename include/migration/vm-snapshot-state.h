@@ -41,6 +41,17 @@ void vm_snapshot_exempt_ram(VMSnapshotHostWritesFn *fn);
 bool vm_snapshot_restore_is_exact(void);
 
 /**
+ * vm_snapshot_disks_go_back: is what a disk holds saved with the device?
+ *
+ * For hooks of devices that write to the disk what they load.  Called with the
+ * BQL held.
+ *
+ * Returns: true while the snapshot device restores the machine with its disks;
+ *          false with disks=keep, for a migration and loadvm
+ */
+bool vm_snapshot_disks_go_back(void);
+
+/**
  * vm_snapshot_device_changed: what was saved of a device is not for it any more
  * @dev: that is realized
  *
@@ -52,6 +63,11 @@ bool vm_snapshot_restore_is_exact(void);
 void vm_snapshot_device_changed(DeviceState *dev);
 #else
 static inline bool vm_snapshot_restore_is_exact(void)
+{
+    return false;
+}
+
+static inline bool vm_snapshot_disks_go_back(void)
 {
     return false;
 }

@@ -43,7 +43,9 @@ typedef struct VMSnapshotConfig {
     unsigned slots;             /* at most VM_SNAPSHOT_SLOTS_MAX */
     SnapshotDeviceRam ram;      /* how RAM is put back */
     const char *file;           /* for the RAM images, or NULL: in memory */
-    bool allow_writable_disks;  /* whose content will not be put back */
+    SnapshotDeviceDisks disks;  /* what becomes of those that are writable */
+    uint64_t overlay_size;      /* most bytes in memory of each; 0: default */
+    const char *overlay_dir;    /* for what is more, or NULL: default */
     bool new_generation;        /* tell the guest that it was restored */
     uint32_t verify;            /* every so many restores; 0: never */
     VMSnapshotDone *done;
@@ -93,7 +95,7 @@ void vm_snapshot_cancel(VMSnapshot *s);
  *   -ENOENT    there is no snapshot in the slot
  *   -EINVAL    there is no such slot
  *   -ENOTSUP   the machine cannot be saved, or not now
- *   -ESTALE    RAM or devices are not those that were saved
+ *   -ESTALE    RAM, devices or disks are not those that were saved
  *   -ENOMEM    the host lacks memory for it
  *   -EBUSY     an operation is under way on a vCPU's thread, or a disk is busy
  *   -EIO       the restore failed half way: the machine is stopped for good

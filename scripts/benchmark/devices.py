@@ -80,7 +80,7 @@ def shapes(qemu, cache, wanted=None):
     goals have rows of several.
     """
     pairs = []
-    disks = 'ram=dirty,allow-writable-disks=on'
+    disks = 'ram=dirty,disks=keep'
     for name, args in find(qemu, cache).items():
         if name.endswith('-cpu') or (wanted and name not in wanted):
             continue

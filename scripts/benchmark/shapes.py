@@ -130,7 +130,7 @@ BUSY = Shape('q35 with devices', args='''-nodefaults
              drivers='virtio_pci,virtio_blk,virtio_scsi,sd_mod,ahci,sr_mod,'
              'virtio_net,e1000e,8139cp,nvme,virtio-rng,virtio_console,'
              'virtio-gpu,xhci-pci,usb-storage',
-             options='ram=dirty,allow-writable-disks=on')
+             options='ram=dirty,disks=keep')
 TASKS = {
     'virtio-blk': 'read /dev/vda',
     'virtio-scsi, scsi-hd': 'read /dev/sda',

@@ -394,8 +394,6 @@ REFUSED = {
     'virtio-mem': '-m 64,maxmem=1G '
                   '-object memory-backend-ram,id=m,size=64M '
                   '-device virtio-mem-pci,memdev=m',
-    'a writable disk': '-drive if=none,id=d,driver=null-co,read-zeroes=on '
-                       '-device virtio-blk-pci,drive=d,id=disk',
 }
 
 ALL = (VIRTIO + Q35 + PC + PC_MORE + Q35_DISKS + PC_NETS + Q35_MORE + VHOST +
@@ -597,7 +595,7 @@ class SnapshotDevices(QemuSystemTest):
 
     def load(self, machine, devices, *args, ram='dirty', irq='msi'):
         self.boot(machine, devices, '-device',
-                  f'snapshot,ram={ram},verify=on,allow-writable-disks=on',
+                  f'snapshot,ram={ram},verify=on,disks=keep',
                   *args, irq=irq)
         self.wait_for_start()
         for save in range(self.SAVES):

@@ -71,7 +71,7 @@ class Reading(QemuSystemTest):
                          '-device', 'isa-debugcon,iobase=0xe9,chardev=debug',
                          '-device',
                          f'{device},slots=8,verify=on,'
-                         'allow-writable-disks=on')
+                         'disks=keep')
         self.vm.launch()
 
     def lines(self):

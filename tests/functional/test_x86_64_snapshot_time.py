@@ -47,7 +47,7 @@ class Keyboard(QemuSystemTest):
                          f'file,id=debug,path={self.console}',
                          '-device', 'isa-debugcon,iobase=0xe9,chardev=debug',
                          '-device',
-                         f'{device},slots=2,allow-writable-disks=on')
+                         f'{device},slots=2,disks=keep')
         self.vm.launch()
         end = time.monotonic() + self.DEADLINE
         while not self.console.read_bytes():

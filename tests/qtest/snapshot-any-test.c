@@ -550,7 +550,7 @@ static char *command_line(const Case *c, unsigned variant, const Rule *bus,
                                properties->str);
     }
     g_string_append_printf(args, " -device snapshot,ram=%s,verify=on,"
-                           "allow-writable-disks=on", c->ram);
+                           "disks=keep", c->ram);
     return g_string_free(args, false);
 }
 

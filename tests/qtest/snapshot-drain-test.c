@@ -110,7 +110,7 @@ static void test_lsi(const void *machine)
 {
     g_autofree char *path = make_disk();
     SnapshotVM *vm = snapshot_vm_start(
-        ",allow-writable-disks=on", "-machine %s -nodefaults "
+        ",disks=keep", "-machine %s -nodefaults "
         "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
         "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0",
         (const char *)machine, path);
@@ -153,7 +153,7 @@ static void test_endless(const void *machine)
 {
     g_autofree char *path = make_disk();
     SnapshotVM *vm = snapshot_vm_start(
-        ",allow-writable-disks=on", "-machine %s -nodefaults "
+        ",disks=keep", "-machine %s -nodefaults "
         "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
         "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0,id=hd",
         (const char *)machine, path);

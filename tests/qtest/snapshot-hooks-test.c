@@ -334,7 +334,7 @@ static void test_pflash(const void *machine)
     close(fd);
     memset(content, 0xff, FLASH_SIZE);
     g_assert_true(g_file_set_contents(path, content, FLASH_SIZE, NULL));
-    vm = snapshot_vm_start(",verify=on,allow-writable-disks=on",
+    vm = snapshot_vm_start(",verify=on,disks=keep",
                            "-M %s -rtc clock=vm "
                            "-drive if=pflash,format=raw,file=%s",
                            (const char *)machine, path);
@@ -596,7 +596,7 @@ static void test_xhci_unplugged(const void *machine)
 static void test_sd_power_up(const void *machine)
 {
     SnapshotVM *vm = snapshot_vm_start(
-        ",verify=on,allow-writable-disks=on", "-M %s -rtc clock=vm -nodefaults "
+        ",verify=on,disks=keep", "-M %s -rtc clock=vm -nodefaults "
         "-blockdev null-co,node-name=d,size=67108864,read-zeroes=on "
         "-device sdhci-pci,addr=7 -device sd-card,drive=d",
         (const char *)machine);
@@ -634,7 +634,7 @@ static SnapshotVM *start_ide(const char *machine, const char *drive,
                              QPCIDevice **dev, QPCIBar *bar)
 {
     SnapshotVM *vm = snapshot_vm_start(
-        ",verify=on,allow-writable-disks=on", "-M %s -rtc clock=vm -nodefaults "
+        ",verify=on,disks=keep", "-M %s -rtc clock=vm -nodefaults "
         "%s", machine, drive);
 
     *dev = qpci_device_find(vm->pci, QPCI_DEVFN(1, 1));
@@ -1240,7 +1240,7 @@ static SnapshotVM *start_lsi(const char *machine, const char *drive,
                              QPCIDevice **dev, QPCIBar *bar)
 {
     SnapshotVM *vm = snapshot_vm_start(
-        ",verify=on,allow-writable-disks=on", "-M %s -rtc clock=vm -nodefaults "
+        ",verify=on,disks=keep", "-M %s -rtc clock=vm -nodefaults "
         "-device lsi53c895a,addr=7 %s", machine, drive);
 
     *dev = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
@@ -1450,7 +1450,7 @@ static void test_retry(const void *ram)
             "-blockdev null-co,node-name=n,size=67108864,read-zeroes=on "
             "-blockdev blkdebug,node-name=d,image=n,inject-error.0.event=none,"
             "inject-error.0.iotype=read,inject-error.0.errno=5 %s "
-            "-device snapshot,ram=%s,verify=on,allow-writable-disks=on",
+            "-device snapshot,ram=%s,verify=on,disks=keep",
             retries[i].args, (const char *)ram);
         snapshot_qmp(&vm, "save", 1);
         cont(&vm);

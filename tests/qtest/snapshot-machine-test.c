@@ -606,8 +606,8 @@ static void test_unsavable(const void *machine)
         QDict *info;
 
         g_test_message("%s", unsavable[i].args);
-        vm = snapshot_vm_start("", "-M %s %s", (const char *)machine,
-                               unsavable[i].args);
+        vm = snapshot_vm_start(",disks=refuse", "-M %s %s",
+                               (const char *)machine, unsavable[i].args);
         assert_refused(vm, "save", 0, STATUS_ERROR(UNSAVABLE),
                        unsavable[i].text);
         snapshot_assert_state(vm, "running");
@@ -626,11 +626,13 @@ static void test_disks(const void *machine)
         const char *properties;
         const char *args;
     } savable[] = {
-        { ",allow-writable-disks=on", DISK " -device virtio-blk-pci,drive=d" },
-        { "", DISK ",read-only=on -device virtio-blk-pci,drive=d" },
-        { "", DISK ",read-only=on -device ide-cd,drive=d" },
-        { "", DISK },                                   /* nobody's */
-        { "", "-device virtio-scsi-pci -device scsi-cd" },      /* empty */
+        { "", DISK " -device virtio-blk-pci,drive=d" },
+        { ",disks=keep", DISK " -device virtio-blk-pci,drive=d" },
+        { ",disks=refuse", DISK ",read-only=on -device virtio-blk-pci,drive=d" },
+        { ",disks=refuse", DISK ",read-only=on -device ide-cd,drive=d" },
+        { ",disks=refuse", DISK },                      /* nobody's */
+        { ",disks=refuse",
+          "-device virtio-scsi-pci -device scsi-cd" },  /* empty */
     };
     unsigned i;
 

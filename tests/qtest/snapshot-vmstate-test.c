@@ -1319,7 +1319,7 @@ static void test_nvme_refused(const void *machine)
 
     for (i = 0; i < ARRAY_SIZE(nvme_refused); i++) {
         SnapshotVM *vm = snapshot_vm_start(
-            ",allow-writable-disks=on", "-M %s -nodefaults -m 16 "
+            ",disks=keep", "-M %s -nodefaults -m 16 "
             "-blockdev null-co,node-name=a,size=1048576,read-zeroes=on "
             "-device nvme-subsys,id=s -device nvme-subsys,id=f,fdp=on,"
             "fdp.nruh=2 -device nvme,serial=1,addr=10%s",
