@@ -110,8 +110,8 @@ static bool is_disk_refused(BlockBackend *blk, Error **errp)
 
     if (cannot_be_put_back(blk, errp)) {
         error_prepend(errp, "Disk of '%s' could not be put back: ", device);
-        error_append_hint(errp, "End what is named, make the disk read-only, or "
-                          "accept that it stays as it is with disks=keep.\n");
+        error_append_hint(errp, "End what is named, make the disk read-only, "
+                          "or accept that it stays as it is with disks=keep.\n");
         return true;
     }
     return false;

@@ -190,7 +190,7 @@ bool vm_snapshot_disks_match(const VMSnapshotDisks *disks, Error **errp);
  */
 void vm_snapshot_disks_restore(VMSnapshotDisks *disks);
 
-/** vm_snapshot_disks_free: in the main loop, as it drains; @disks may be NULL */
+/** vm_snapshot_disks_free: in the main loop, as it drains; NULL is allowed */
 void vm_snapshot_disks_free(VMSnapshotDisks *disks);
 
 /** vm_snapshot_disks_query: disks with overlays; the caller owns the list */

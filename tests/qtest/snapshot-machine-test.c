@@ -628,7 +628,8 @@ static void test_disks(const void *machine)
     } savable[] = {
         { "", DISK " -device virtio-blk-pci,drive=d" },
         { ",disks=keep", DISK " -device virtio-blk-pci,drive=d" },
-        { ",disks=refuse", DISK ",read-only=on -device virtio-blk-pci,drive=d" },
+        { ",disks=refuse",
+          DISK ",read-only=on -device virtio-blk-pci,drive=d" },
         { ",disks=refuse", DISK ",read-only=on -device ide-cd,drive=d" },
         { ",disks=refuse", DISK },                      /* nobody's */
         { ",disks=refuse",
