@@ -21,6 +21,7 @@
 #include "snapshot-utils.h"
 #include "standard-headers/linux/virtio_crypto.h"
 #include "standard-headers/linux/virtio_ring.h"
+#include "standard-headers/linux/pci_regs.h"
 #include "standard-headers/linux/virtio_snd.h"
 
 #define MS 1000000ll            /* of the virtual clock */
@@ -927,6 +928,28 @@ static void test_sound(const void *machine)
 enum { CRYPTO_DATA, CRYPTO_CONTROL };
 
 /* Returns: the identifier of a session that encrypts with this key */
+/*
+ * Catches: a driver's request to record that has no room for the answer, which
+ * made the device allocate less than nothing, and write behind it.
+ */
+static void test_sound_no_room(const void *machine)
+{
+    Virtio v = virtio_start(machine, "virtio-sound-pci,audiodev=a", 4,
+                            "-audiodev none,id=a");
+    uint32_t stream = cpu_to_le32(1);
+    size_t room;
+
+    snd_prepare(&v, 1, 1);
+    snd_command(&v, VIRTIO_SND_R_PCM_START, 1);
+    for (room = 1; room < sizeof(struct virtio_snd_pcm_status); room++) {
+        virtio_send(&v, SND_RX, VIRTIO_DATA + 64 * KiB, &stream, 4, room);
+        g_assert_cmpuint(virtio_used(&v, SND_RX), ==, room);
+    }
+    virtio_save(&v);
+    virtio_restore(&v, 0);
+    virtio_end(&v);
+}
+
 static uint64_t crypto_create(Virtio *v, uint8_t key)
 {
     struct {
@@ -1055,6 +1078,7 @@ static void test_crypto(const void *machine)
 #define NVME_CSTS       0x1c
 #define NVME_AQA        0x24
 #define NVME_DOORBELLS  0x1000
+#define NVME_CQ_IEN     2
 
 enum {
     NVME_CREATE_SQ = 1, NVME_GET_LOG, NVME_DELETE_CQ = 4, NVME_CREATE_CQ,
@@ -1150,10 +1174,11 @@ static uint32_t nvme_admin(NVMe *v, uint8_t opcode, uint32_t nsid,
     return nvme_wait(v, 1);
 }
 
-static void nvme_create_queues(NVMe *v)
+/* @flags: the vector, and whether it is used */
+static void nvme_create_queues(NVMe *v, uint32_t flags)
 {
     nvme_submit(v, NVME_ASQ + v->tail * 64, NVME_CREATE_CQ, 2, 0, NVME_CQ,
-                1 << 16 | 1, 1);        /* of two entries, contiguous */
+                1 << 16 | 1, flags | 1);        /* two entries, contiguous */
     v->tail = (v->tail + 1) % NVME_ENTRIES;
     nvme_submit(v, NVME_ASQ + v->tail * 64, NVME_CREATE_SQ, 3, 0, NVME_SQ,
                 7 << 16 | 1, 1 << 16 | 1);
@@ -1257,7 +1282,7 @@ static void test_nvme(const void *machine)
     g_assert_cmphex(nvme_wait(&v, 0xbb), ==, 0x040002);
     nvme_wait(&v, 2);
 
-    nvme_create_queues(&v);
+    nvme_create_queues(&v, 0);
     for (i = 0; i < 3; i++) {
         nvme_submit(&v, NVME_SQ + i * 64, NVME_READ, 0x100 + i, 1,
                     NVME_DATA, i, 0);
@@ -1293,6 +1318,39 @@ static void test_nvme(const void *machine)
         nvme_assert_saved(&v);
         restore(vm, i);
         v = saved;
+    }
+    assert_never_differed(vm);
+    g_free(v.dev);
+    snapshot_vm_end(vm);
+}
+
+/*
+ * Catches: a queue with a vector that there is only with MSI-X, which the guest
+ * switches off then: QEMU aborted, or what was saved could not be loaded.
+ */
+static void test_nvme_vector(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -nodefaults -m 16 "
+        "-blockdev null-co,node-name=a,size=1048576,read-zeroes=on,"
+        "read-only=on -device nvme,serial=1,drive=a,addr=10",
+        (const char *)machine);
+    NVMe v = { .vm = vm, .dev = find(vm, 0x10) };
+    uint8_t msix = qpci_find_capability(v.dev, PCI_CAP_ID_MSIX, 0);
+    int i;
+
+    g_assert_cmphex(msix, !=, 0);
+    v.bar = qpci_iomap(v.dev, 0, NULL);
+    nvme_enable(&v, NVME_ASQ, NVME_ACQ);
+    qpci_config_writew(v.dev, msix + PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_ENABLE);
+    nvme_create_queues(&v, 40 << 16 | NVME_CQ_IEN);
+    qpci_config_writew(v.dev, msix + PCI_MSIX_FLAGS, 0);
+    snapshot_save(vm, 0);
+    for (i = 0; i < 4; i++) {
+        nvme_submit(&v, NVME_SQ, NVME_READ, 0x100, 1, NVME_DATA, 0, 0);
+        nvme_doorbell(&v, 1, false, 1);
+        nvme_wait_read(&v, 0);
+        restore(vm, i);
     }
     assert_never_differed(vm);
     g_free(v.dev);
@@ -1462,12 +1520,14 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("virtio-sound-pci")) {
         snapshot_add_tests("virtio-sound", test_sound);
+        snapshot_add_tests("virtio-sound-no-room", test_sound_no_room);
     }
     if (qtest_has_device("virtio-crypto-pci")) {
         snapshot_add_tests("virtio-crypto", test_crypto);
     }
     if (qtest_has_device("nvme")) {
         snapshot_add_tests("nvme", test_nvme);
+        snapshot_add_tests("nvme-vector", test_nvme_vector);
         snapshot_add_test("q35", "dirty", "nvme-refused", test_nvme_refused);
     }
     snapshot_add_test("q35", "dirty", "stream", test_stream);
