@@ -32,13 +32,22 @@ struct VMSnapshotDisks {
     Disk disks[];               /* in the order of next_disk() */
 };
 
-/* Disks that a device uses and that can be written to; NULL: the first */
+/* A CD-ROM drive does not write, though its medium may be writable. */
+static bool is_written(BlockBackend *blk)
+{
+    uint64_t perm, shared;
+
+    blk_get_perm(blk, &perm, &shared);
+    return perm & BLK_PERM_WRITE && blk_supports_write_perm(blk);
+}
+
+/* Disks that a device uses and that it can write to; NULL: the first */
 static BlockBackend *next_disk(BlockBackend *blk)
 {
     do {
         blk = blk_all_next(blk);
     } while (blk && !(blk_get_attached_dev(blk) && blk_bs(blk) &&
-                      blk_supports_write_perm(blk)));
+                      is_written(blk)));
     return blk;
 }
 

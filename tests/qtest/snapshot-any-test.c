@@ -549,8 +549,7 @@ static char *command_line(const Case *c, unsigned variant, const Rule *bus,
         g_string_append_printf(args, " -device %s,id=dut%s", d->name,
                                properties->str);
     }
-    g_string_append_printf(args, " -device snapshot,ram=%s,verify=on,"
-                           "disks=keep", c->ram);
+    g_string_append_printf(args, " -device snapshot,ram=%s,verify=on", c->ram);
     return g_string_free(args, false);
 }
 

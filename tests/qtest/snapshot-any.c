@@ -720,9 +720,10 @@ static bool restore(SnapshotAny *a, unsigned slot, size_t n)
     }
     error = run_snapshot(a, "restore", slot);
     if (error) {
-        /* A card with another medium is another card. */
+        /* A card with another medium is another card, a disk another disk. */
         if (a->ops->is_gone(a) ||
-            (a->has_changed_medium && strstr(error, "after the save"))) {
+            (a->has_changed_medium && (strstr(error, "after the save") ||
+                                       strstr(error, "Disk of '")))) {
             return false;
         }
         a->ops->fail(a, error);

@@ -383,6 +383,24 @@ static void test_medium(const void *machine)
     end_image(second, 1440 * KiB, 0x22);
 }
 
+/* Catches: a CD taken for a disk that is written to, since its node could be. */
+static void test_cdrom(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = snapshot_vm_start(
+        ",disks=refuse", "-M %s -nodefaults "
+        "-drive if=none,id=d,format=raw,file=%s -device ide-cd,drive=d,id=cd",
+        (const char *)machine, path);
+
+    snapshot_save(vm, 0);
+    qtest_qmp_assert_success(
+        vm->qts, "{ 'execute': 'blockdev-change-medium', 'arguments': {"
+        " 'id': 'cd', 'filename': %s, 'format': 'raw' } }", path);
+    snapshot_restore(vm, 0);
+    snapshot_vm_end(vm);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
 /*
  * Catches: a disk unplugged behind a slot that still has its content; one that
  * comes later and is not saved.
@@ -678,6 +696,7 @@ int main(int argc, char **argv)
     add_pc_tests("disks/others", test_others);
     add_pc_tests("disks/migration", test_migration);
     add_pc_tests("disks/medium", test_medium);
+    add_pc_tests("disks/cdrom", test_cdrom);
     snapshot_add_tests("disks/flash", test_flash);
     if (qtest_has_device("virtio-blk-pci")) {
         snapshot_add_tests("disks/iothread", test_iothread);
