@@ -28,10 +28,11 @@ typedef struct Cluster {
     uint8_t valid;              /* bit n: sector n is here */
     uint8_t zero;               /* bit n: sector n is zeroes */
     bool in_file;
+    bool kept;                  /* what was below, see Area */
     /* Only of the present content: */
     bool logged;                /* the base's log has what this was */
     bool busy;                  /* its data in the file is read or written */
-    bool marked;                /* by merge_logs() */
+    bool marked;                /* by merge_logs(); if kept: by this commit */
 } Cluster;
 
 QEMU_BUILD_BUG_ON(CLUSTER_SECTORS != 8);
@@ -44,6 +45,12 @@ QEMU_BUILD_BUG_ON(sizeof(Cluster) != 16);
 typedef struct Area {
     Cluster whole;              /* no sector is valid; zero: all or none */
     Cluster *clusters;          /* AREA_CLUSTERS, or NULL: nothing is known */
+
+    /*
+     * What the node below had before a commit changed it, whole clusters: this
+     * is what "as below" means in all versions, where it is known.
+     */
+    Cluster *kept;              /* AREA_CLUSTERS, or NULL: nothing is known */
 } Area;
 
 typedef struct Change {
@@ -65,6 +72,7 @@ typedef struct BDRVSnapshotOverlayState {
     BdrvChild *spill;           /* the file */
     uint64_t sectors;           /* length of the node */
     uint64_t max_data;          /* clusters in memory, at most */
+    bool committing;            /* somebody may write to the node below */
 
     /*
      * Requests run in any number of threads.  This protects all that follows.
@@ -76,6 +84,7 @@ typedef struct BDRVSnapshotOverlayState {
     uint64_t data;              /* clusters in memory, with those in @spare */
     uint64_t clusters;          /* of the present content: not as below */
     uint64_t zeroed;            /* the same, of areas */
+    uint64_t kept;              /* clusters that a commit has changed below */
     CoQueue waiting;            /* for a cluster that is busy */
 
     CoMutex growing;            /* held while the file becomes longer */
@@ -158,10 +167,31 @@ void overlay_change(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
 uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
                           uint64_t end, Where *where, Cluster **cluster);
 
+/**
+ * overlay_forget: let all be as below, and give all memory back
+ *
+ * There are no slots, or they are closed, and no requests.
+ */
+void overlay_forget(BDRVSnapshotOverlayState *s);
+
 /** overlay_close_slots: the node is closed; slots stay until discarded */
 void overlay_close_slots(BDRVSnapshotOverlayState *s);
 
-/* snapshot-overlay-io.c: callbacks of the driver */
+/* snapshot-overlay-io.c: the file, and callbacks of the driver */
+
+/** overlay_file_error: what an error of the file is for the guest */
+int overlay_file_error(int ret);
+
+/**
+ * overlay_alloc_in_file: find room for up to @want clusters, in one piece
+ *
+ * s->lock is held, but not all the time.
+ *
+ * Returns: how many, or a negative error
+ */
+int64_t coroutine_fn GRAPH_RDLOCK
+overlay_alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want,
+                      int64_t *offset);
 
 int coroutine_fn GRAPH_RDLOCK
 snapshot_overlay_co_preadv_part(BlockDriverState *bs, int64_t offset,

@@ -79,7 +79,7 @@ static void coroutine_fn set_idle(BDRVSnapshotOverlayState *s,
 }
 
 /* That the file cannot grow is no space for the guest, whatever limits it. */
-static int file_error(int ret)
+int overlay_file_error(int ret)
 {
     return ret == -EFBIG || ret == -EDQUOT ? -ENOSPC : ret;
 }
@@ -110,15 +110,12 @@ static int coroutine_fn GRAPH_RDLOCK grow_file(BDRVSnapshotOverlayState *s)
     }
     qemu_co_mutex_unlock(&s->growing);
     qemu_mutex_lock(&s->lock);
-    return file_error(ret);
+    return overlay_file_error(ret);
 }
 
-/*
- * Find room for up to @want clusters, in one piece.  s->lock is held, but not
- * all the time.  Returns how many, or a negative error.
- */
-static int64_t coroutine_fn GRAPH_RDLOCK
-alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want, int64_t *offset)
+int64_t coroutine_fn GRAPH_RDLOCK
+overlay_alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want,
+                      int64_t *offset)
 {
     uint64_t start, end;
 
@@ -142,18 +139,18 @@ alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want, int64_t *offset)
 }
 
 /*
- * Read at @sector, which is in the file, and what follows it there, up to @end.
- * Returns how many sectors; 0: look again; or a negative error.
+ * Read at @sector, which is in the file as @c says, and what follows it there,
+ * up to @end.  Returns how many sectors; 0: look again; or a negative error.
  */
 static int64_t coroutine_fn GRAPH_RDLOCK
 read_file(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
-          const Cursor *to)
+          Cluster *c, const Cursor *to)
 {
     uint64_t first = sector / CLUSTER_SECTORS;
-    Cluster *c = find(s, cluster_key(first));
+    bool kept = c->kept;
     int64_t offset = c->offset;
     uint64_t done, clusters = 0;
-    Cluster *next = c;
+    Cluster *next;
     Where where;
     int ret;
 
@@ -171,20 +168,26 @@ read_file(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
         uint64_t n = overlay_next_run(s, sector + done, end, &where, &next);
 
         if (where != HERE || !next->in_file || next->busy ||
+            next->kept != kept ||
             next->offset != offset + clusters * CLUSTER_SIZE) {
             break;
         }
         done += n;
     }
 
-    set_busy(s, first, clusters);
+    /* What is kept stays where it is while there are requests. */
+    if (!kept) {
+        set_busy(s, first, clusters);
+    }
     qemu_mutex_unlock(&s->lock);
     ret = bdrv_co_preadv_part(s->spill, offset +
                               sector % CLUSTER_SECTORS * BDRV_SECTOR_SIZE,
                               done * BDRV_SECTOR_SIZE, to->qiov, to->offset,
                               0);
     qemu_mutex_lock(&s->lock);
-    set_idle(s, first, clusters);
+    if (!kept) {
+        set_idle(s, first, clusters);
+    }
     return ret < 0 ? ret : done;
 }
 
@@ -222,7 +225,7 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
     set_busy(s, cluster, n);
     ret = n;
     if (!in_place) {
-        ret = alloc_in_file(s, n, &offset);
+        ret = overlay_alloc_in_file(s, n, &offset);
     }
     if (ret > 0) {
         uint64_t clusters = ret;
@@ -245,7 +248,7 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
                 overlay_free_in_file(s, new.offset);
             }
         }
-        ret = ret < 0 ? file_error(ret) : clusters;
+        ret = ret < 0 ? overlay_file_error(ret) : clusters;
     }
     set_idle(s, cluster, n);
     return ret;
@@ -302,7 +305,7 @@ merge_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint8_t mask,
         memcpy(new.data, buf, CLUSTER_SIZE);
         goto out;
     }
-    ret = alloc_in_file(s, 1, &new.offset);
+    ret = overlay_alloc_in_file(s, 1, &new.offset);
     if (ret < 0) {
         goto out;
     }
@@ -318,7 +321,7 @@ out:
         overlay_change(s, key, c, &new);
     }
     set_idle(s, cluster, 1);
-    return ret < 0 ? file_error(ret) : 0;
+    return ret < 0 ? overlay_file_error(ret) : 0;
 }
 
 /* ---- Requests ---- */
@@ -384,7 +387,7 @@ snapshot_overlay_co_preadv_part(BlockDriverState *bs, int64_t offset,
         if (where == ZERO) {
             iov_memset(to.iov, to.niov, to.skip, 0, ret * BDRV_SECTOR_SIZE);
         } else if (where == HERE && c->in_file) {
-            ret = read_file(s, sector, end, &to);
+            ret = read_file(s, sector, end, c, &to);
             if (ret < 0) {
                 break;
             }

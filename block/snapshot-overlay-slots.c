@@ -113,9 +113,13 @@ uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
 
     *where = area->whole.zero ? ZERO : BELOW;
     *cluster = NULL;
-    if (!area->clusters) {
+    if (!area->clusters && !area->kept) {
         n = AREA_SECTORS - sector % AREA_SECTORS;
-    } else {
+        return MIN(n, end - sector);
+    }
+
+    n = CLUSTER_SECTORS - first;
+    if (area->clusters) {
         c = &area->clusters[sector / CLUSTER_SECTORS % AREA_CLUSTERS];
         *cluster = c;
         if (c->valid >> first & 1) {
@@ -125,8 +129,14 @@ uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
             *where = ZERO;
             n = cto32(c->zero >> first);
         } else {
-            n = MIN(ctz32((c->valid | c->zero) >> first),
-                    CLUSTER_SECTORS - first);
+            n = MIN(ctz32((c->valid | c->zero) >> first), n);
+        }
+    }
+    if (*where == BELOW && area->kept) {
+        c = &area->kept[sector / CLUSTER_SECTORS % AREA_CLUSTERS];
+        if (!is_below(c)) {
+            *where = c->valid ? HERE : ZERO;
+            *cluster = c;
         }
     }
     return MIN(n, end - sector);
@@ -383,6 +393,31 @@ void snapshot_overlay_discard(SnapshotOverlaySlot *slot)
     if (!s->base) {
         overlay_free_spare(s);
     }
+}
+
+void overlay_forget(BDRVSnapshotOverlayState *s)
+{
+    uint64_t areas = DIV_ROUND_UP(s->sectors, AREA_SECTORS);
+
+    for (uint64_t i = 0; s->areas && i < areas; i++) {
+        Area *area = &s->areas[i];
+
+        for (int j = 0; j < AREA_CLUSTERS; j++) {
+            if (area->clusters) {
+                overlay_free_version(s, &area->clusters[j]);
+            }
+            if (area->kept) {
+                overlay_free_version(s, &area->kept[j]);
+            }
+        }
+        g_free(area->clusters);
+        g_free(area->kept);
+        *area = (Area) { };
+    }
+    s->clusters = 0;
+    s->zeroed = 0;
+    s->kept = 0;
+    overlay_free_spare(s);
 }
 
 void overlay_close_slots(BDRVSnapshotOverlayState *s)

@@ -1,13 +1,14 @@
 /*
  * snapshot-overlay: what is written stays in memory, and can be put back
  *
- * The node below is only read.  What is written is kept by clusters of 4 KiB,
- * of which each sector is known to be here, to be zeroes, or to be as below, so
- * that a write never has to read.  Clusters that find no room in memory are in
- * a file that has no name.
+ * The node below is only read, unless somebody asks for a commit.  What is
+ * written is kept by clusters of 4 KiB, of which each sector is known to be
+ * here, to be zeroes, or to be as below, so that a write never has to read.
+ * Clusters that find no room in memory are in a file that has no name.
  *
  * How slots are made of versions of clusters is in snapshot-overlay-slots.c,
- * requests and the file are in snapshot-overlay-io.c.
+ * requests and the file are in snapshot-overlay-io.c, and commits in
+ * snapshot-overlay-commit.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -85,7 +86,7 @@ snapshot_overlay_get_specific_stats(BlockDriverState *bs)
 static bool has_content(BDRVSnapshotOverlayState *s)
 {
     QEMU_LOCK_GUARD(&s->lock);
-    return s->clusters || s->zeroed;
+    return s->clusters || s->zeroed || s->kept;
 }
 
 static void GRAPH_RDLOCK
@@ -114,6 +115,9 @@ snapshot_overlay_child_perm(BlockDriverState *bs, BdrvChild *c,
      */
     if (!inactive && (!QLIST_EMPTY(&bs->parents) || has_content(s))) {
         *nshared &= ~(BLK_PERM_WRITE | BLK_PERM_RESIZE);
+    }
+    if (s->committing) {
+        *nshared |= BLK_PERM_WRITE;
     }
 }
 
@@ -229,19 +233,10 @@ static BdrvChild *open_spill(BlockDriverState *bs, QDict *options,
 static void snapshot_overlay_close(BlockDriverState *bs)
 {
     BDRVSnapshotOverlayState *s = bs->opaque;
-    uint64_t areas = DIV_ROUND_UP(s->sectors, AREA_SECTORS);
 
     GLOBAL_STATE_CODE();
     overlay_close_slots(s);
-    for (uint64_t i = 0; s->areas && i < areas; i++) {
-        Area *area = &s->areas[i];
-
-        for (int j = 0; area->clusters && j < AREA_CLUSTERS; j++) {
-            overlay_free_version(s, &area->clusters[j]);
-        }
-        g_free(area->clusters);
-    }
-    overlay_free_spare(s);
+    overlay_forget(s);
     g_ptr_array_unref(s->spare);
     g_free(s->areas);
     g_free(s->in_use);
