@@ -2,7 +2,7 @@
  * The snapshot engine: disks
  *
  * What the guest writes to a disk is kept in memory, by a block node over the
- * one that was there (block/snapshot-overlay.c), and goes back from there.
+ * one that was there (block/snapshot-overlay*), and goes back from there.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

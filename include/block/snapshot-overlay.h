@@ -8,15 +8,18 @@
 #define BLOCK_SNAPSHOT_OVERLAY_H
 
 #include "qapi/qapi-types-block-core.h"
+#include "block/graph-lock.h"
+#include "qemu/job.h"
 
 /*
  * A node of the driver has its present content, and any number of slots, each
  * of which is the content at the time of a save.  Clusters that are the same in
  * several of them exist once.
  *
- * All functions here are called with the BQL held, and with no request in
- * flight on the node, nor one that could begin: it is drained, or nothing that
- * uses it runs.  They never wait, do no I/O, and may be called on any thread.
+ * Unless said otherwise, functions here are called with the BQL held, and with
+ * no request in flight on the node, nor one that could begin: it is drained, or
+ * nothing that uses it runs.  They never wait, do no I/O, and may be called on
+ * any thread.
  */
 typedef struct SnapshotOverlaySlot SnapshotOverlaySlot;
 
@@ -102,5 +105,62 @@ void snapshot_overlay_discard(SnapshotOverlaySlot *slot);
  */
 void snapshot_overlay_query(BlockDriverState *bs,
                             BlockStatsSpecificSnapshotOverlay *stats);
+
+/*
+ * To commit is to write the present content to the node below.  Slots stay as
+ * they are: what is there before is kept for them, in memory or in the file as
+ * clusters are.
+ */
+typedef struct SnapshotOverlayCommit SnapshotOverlayCommit;
+
+/**
+ * snapshot_overlay_commit_begin: prepare to write to the node below
+ *
+ * @bs: a node of this driver
+ * @job: to be paused while others want the node below idle, or %NULL
+ * @errp: why that cannot be, with the name of the node
+ *
+ * The node below becomes writable, and @bs is drained, until
+ * snapshot_overlay_commit_end(): requests of its users wait.  Slots may be
+ * saved, restored and discarded before the first piece is committed.
+ *
+ * For the main loop, as it drains and polls; not in a coroutine.
+ *
+ * Returns: for snapshot_overlay_commit_end(), or %NULL with nothing changed
+ */
+SnapshotOverlayCommit *snapshot_overlay_commit_begin(BlockDriverState *bs,
+                                                     Job *job, Error **errp);
+
+/**
+ * snapshot_overlay_commit_bytes: how much is to be written, in bytes
+ */
+uint64_t snapshot_overlay_commit_bytes(SnapshotOverlayCommit *c);
+
+/**
+ * snapshot_overlay_co_commit: write the next piece
+ *
+ * @c: a commit
+ * @errp: what failed and where
+ *
+ * Pieces are written in ascending order.  After the last one all is flushed;
+ * if there are no slots then, nothing stays in memory, as all is as below.
+ *
+ * All versions read as before, also after an error, but the image has part of
+ * the content then.  A commit that is begun anew writes it all.
+ *
+ * Returns: the bytes written, as snapshot_overlay_commit_bytes() counts them; 0
+ * if that was all; or a negative errno with @errp set
+ */
+int64_t coroutine_fn GRAPH_UNLOCKED
+snapshot_overlay_co_commit(SnapshotOverlayCommit *c, Error **errp);
+
+/**
+ * snapshot_overlay_commit_end: let the node below be as it was, and @bs go on
+ *
+ * @c: the commit, which is freed, complete or not
+ *
+ * As snapshot_overlay_commit_begin(), for the main loop.
+ */
+void snapshot_overlay_commit_end(SnapshotOverlayCommit *c);
 
 #endif

@@ -40,6 +40,12 @@ static uint8_t *image_content;
 /* For what has to be a multiple of clusters */
 #define EVEN_SIZE       (AREA + 32 * CLUSTER)
 
+static void write_image(void)
+{
+    g_assert_true(g_file_set_contents(image, (char *)image_content, IMAGE_SIZE,
+                                      NULL));
+}
+
 static void create_image(void)
 {
     g_autoptr(GRand) rand = g_rand_new_with_seed(1);
@@ -49,8 +55,7 @@ static void create_image(void)
     for (int i = 0; i < IMAGE_SIZE; i++) {
         image_content[i] = g_rand_int(rand) | 1;
     }
-    g_assert_true(g_file_set_contents(image, (char *)image_content, IMAGE_SIZE,
-                                      NULL));
+    write_image();
 }
 
 /* Catches all that is written below. */
@@ -102,8 +107,12 @@ typedef struct Model {
     unsigned nr_slots;
     bool may_fail;              /* with ENOSPC */
     bool backing;               /* below is not all in the same file */
+    bool commits;
+    uint8_t *below;             /* what the image has to have */
     uint64_t failed;
     uint64_t restored;
+    uint64_t committed;
+    uint64_t not_committed;
 } Model;
 
 static Model *model_new(QDict *options, int64_t size, uint32_t seed)
@@ -116,6 +125,7 @@ static Model *model_new(QDict *options, int64_t size, uint32_t seed)
     m->size = size;
     g_assert_cmpint(blk_getlength(m->blk), ==, size);
     m->present = g_memdup2(image_content, size);
+    m->below = g_memdup2(image_content, size);
     m->buf = qemu_memalign(CLUSTER, size);
     return m;
 }
@@ -292,9 +302,11 @@ static void do_status(Model *m)
         }
         if (file && file != m->bs) {
             /* As it is below, and at the same place */
-            g_assert_true(ret & BDRV_BLOCK_OFFSET_VALID);
-            g_assert_true(m->backing || map == offset);
-            g_assert_cmpmem(m->present + offset, n, image_content + offset, n);
+            if (offset < QEMU_ALIGN_DOWN(IMAGE_SIZE, SECTOR)) {
+                g_assert_true(ret & BDRV_BLOCK_OFFSET_VALID);
+                g_assert_true(m->backing || map == offset);
+            }
+            g_assert_cmpmem(m->present + offset, n, m->below + offset, n);
         }
         offset += n;
         bytes -= n;
@@ -432,12 +444,125 @@ static void do_discard_slot(Model *m)
     }
 }
 
+/* ---- Commits ---- */
+
+typedef struct Commit {
+    SnapshotOverlayCommit *c;
+    unsigned steps;             /* at most */
+    uint64_t bytes;             /* that are written */
+    int64_t ret;
+    Error *err;
+    bool done;
+} Commit;
+
+static void coroutine_fn commit_entry(void *opaque)
+{
+    Commit *commit = opaque;
+
+    commit->ret = 1;
+    while (commit->ret > 0 && commit->steps--) {
+        commit->ret = snapshot_overlay_co_commit(commit->c, &commit->err);
+        if (commit->ret > 0) {
+            commit->bytes += commit->ret;
+        }
+    }
+    commit->done = true;
+}
+
+/* Returns 0 or a negative error; 1 if it was ended before all was written */
+static int64_t run_commit(SnapshotOverlayCommit *c, BlockDriverState *bs,
+                          unsigned steps)
+{
+    uint64_t bytes = snapshot_overlay_commit_bytes(c);
+    Commit commit = { .c = c, .steps = steps };
+
+    qemu_coroutine_enter(qemu_coroutine_create(commit_entry, &commit));
+    BDRV_POLL_WHILE(bs, !commit.done);
+    g_assert_cmpint(commit.ret < 0, ==, commit.err != NULL);
+    error_free(commit.err);
+    if (commit.ret == 0) {
+        g_assert_cmpuint(commit.bytes, ==, bytes);
+    } else {
+        g_assert_cmpuint(commit.bytes, <=, bytes);
+    }
+    return MIN(commit.ret, 1);
+}
+
+static void read_below(BlockDriverState *bs, uint8_t *buf, int64_t size)
+{
+    BlockBackend *blk;
+
+    blk = blk_new_with_bs(bs->file->bs, BLK_PERM_CONSISTENT_READ, BLK_PERM_ALL,
+                          &error_abort);
+    memset(buf, 0x55, size);
+    g_assert_cmpint(blk_pread(blk, 0, size, buf, 0), ==, 0);
+    blk_unref(blk);
+}
+
+/*
+ * The present content, or that of a slot as the snapshot engine does it. Then
+ * the image has just that, whatever it had; and all reads as before, also if it
+ * was ended half way.
+ */
+static void do_commit(Model *m)
+{
+    BlockStatsSpecificSnapshotOverlay stats;
+    SnapshotOverlaySlot *saved = NULL;
+    SnapshotOverlayCommit *c;
+    const uint8_t *content = m->present;
+    bool was_read_only = bdrv_is_read_only(m->bs->file->bs);
+    int64_t ret;
+
+    c = snapshot_overlay_commit_begin(m->bs, NULL, &error_abort);
+    if (m->nr_slots && below(m, 2)) {
+        Saved *s = &m->slots[below(m, m->nr_slots)];
+
+        saved = snapshot_overlay_save(m->bs);
+        snapshot_overlay_restore(s->slot);
+        content = s->content;
+    }
+    ret = run_commit(c, m->bs, below(m, 4) ? UINT_MAX : below(m, 20));
+    if (saved) {
+        snapshot_overlay_restore(saved);
+        snapshot_overlay_discard(saved);
+    }
+    snapshot_overlay_commit_end(c);
+    g_assert_true(bdrv_is_read_only(m->bs->file->bs) == was_read_only);
+
+    read_below(m->bs, m->buf, m->size);
+    if (ret == 0) {
+        g_assert_cmpmem(m->buf, m->size, content, m->size);
+        m->committed++;
+    } else {
+        int64_t i = 0;
+
+        g_assert_true(ret > 0 || m->may_fail);
+        m->not_committed++;
+        /* In ascending order: behind what is missing, all is as it was. */
+        while (i < m->size && !memcmp(m->buf + i, content + i, SECTOR)) {
+            i += SECTOR;
+        }
+        g_assert_cmpmem(m->buf + i, m->size - i, m->below + i, m->size - i);
+    }
+    memcpy(m->below, m->buf, m->size);
+    snapshot_overlay_query(m->bs, &stats);
+    if (ret == 0 && !m->nr_slots) {
+        g_assert_cmpuint(stats.clusters, ==, 0);
+        g_assert_cmpuint(stats.zeroed_areas, ==, 0);
+        g_assert_cmpuint(stats.memory_bytes, ==, 0);
+        g_assert_cmpuint(stats.spilled_bytes, ==, 0);
+    }
+    compare(m, 0, m->size);
+}
+
 static void step(Model *m)
 {
     BlockStatsSpecificSnapshotOverlay stats;
     unsigned what = below(m, 100);
 
-    if (what < 28) {
+    if (m->commits && below(m, 50) == 0) {
+        do_commit(m);
+    } else if (what < 28) {
         do_write(m);
     } else if (what < 35) {
         do_zero(m);
@@ -471,20 +596,38 @@ static void model_free(Model *m)
     BlockStatsSpecificSnapshotOverlay stats;
 
     compare(m, 0, m->size);
+    for (unsigned i = 0; i < m->nr_slots; i++) {
+        snapshot_overlay_restore(m->slots[i].slot);
+        memcpy(m->present, m->slots[i].content, m->size);
+        compare(m, 0, m->size);
+    }
     while (m->nr_slots) {
         do_discard_slot(m);
     }
     compare(m, 0, m->size);
+    if (m->commits && !m->may_fail) {
+        uint64_t committed = m->committed;
+
+        while (m->committed == committed) {
+            do_commit(m);
+        }
+    }
     g_assert_cmpint(blk_pwrite_zeroes(m->blk, 0, m->size, 0), ==, 0);
     snapshot_overlay_query(m->bs, &stats);
     g_assert_cmpuint(stats.clusters, ==, 0);
     g_assert_cmpuint(stats.zeroed_areas, ==, DIV_ROUND_UP(m->size, AREA));
-    g_assert_cmpuint(stats.memory_bytes, ==, 0);
-    g_assert_cmpuint(stats.spilled_bytes, ==, 0);
+    if (!m->may_fail) {
+        g_assert_cmpuint(stats.memory_bytes, ==, 0);
+        g_assert_cmpuint(stats.spilled_bytes, ==, 0);
+    }
 
     blk_unref(m->blk);
+    if (m->commits) {
+        write_image();
+    }
     g_rand_free(m->rand);
     g_free(m->present);
+    g_free(m->below);
     qemu_vfree(m->buf);
     g_free(m);
     check_image();
@@ -496,6 +639,8 @@ typedef struct Case {
     uint64_t memory;
     bool align;
     bool backing;
+    bool commits;
+    bool errors;                /* when some sector is written below */
 } Case;
 
 static const Case cases[] = {
@@ -506,6 +651,16 @@ static const Case cases[] = {
     { "/snapshot-overlay/model/align", 30000, 100 * CLUSTER, .align = true },
     /* One that has a backing file, where most is */
     { "/snapshot-overlay/model/backing", 20000, 64 * MiB, .backing = true },
+
+    { "/snapshot-overlay/commit/memory", 15000, 64 * MiB, .commits = true },
+    { "/snapshot-overlay/commit/file", 8000, 0, .commits = true },
+    { "/snapshot-overlay/commit/both", 8000, 300 * CLUSTER, .commits = true },
+    { "/snapshot-overlay/commit/align", 6000, 100 * CLUSTER,
+      .commits = true, .align = true },
+    { "/snapshot-overlay/commit/backing", 6000, 64 * MiB,
+      .commits = true, .backing = true },
+    { "/snapshot-overlay/commit/errors", 8000, 300 * CLUSTER,
+      .commits = true, .errors = true },
 };
 
 static void test_model(gconstpointer opaque)
@@ -537,12 +692,32 @@ static void test_model(gconstpointer opaque)
         qdict_put_str(options, "file.driver", "qcow2");
         qdict_put_str(options, "file.file.filename", qcow2);
     }
+    if (c->errors) {
+        qdict_put_str(options, "file.driver", "blkdebug");
+        qdict_del(options, "file.file.driver");
+        qdict_del(options, "file.file.filename");
+        qdict_put_str(options, "file.image.driver", "raw");
+        qdict_put_str(options, "file.image.file.driver", "file");
+        qdict_put_str(options, "file.image.file.filename", image);
+        qdict_put_str(options, "file.inject-error.0.event", "none");
+        qdict_put_str(options, "file.inject-error.0.iotype", "write");
+        qdict_put_int(options, "file.inject-error.0.sector", 503);
+        qdict_put_int(options, "file.inject-error.0.errno", ENOSPC);
+        qdict_put_str(options, "file.inject-error.1.event", "none");
+        qdict_put_str(options, "file.inject-error.1.iotype", "write-zeroes");
+        qdict_put_int(options, "file.inject-error.1.sector", 1001);
+        qdict_put_int(options, "file.inject-error.1.errno", EIO);
+    }
     m = model_new(options, c->align ? EVEN_SIZE : DISK_SIZE, 2);
     m->backing = c->backing;
+    m->commits = c->commits;
+    m->may_fail = c->errors;
     for (unsigned i = 0; i < c->steps; i++) {
         step(m);
     }
     g_assert_cmpuint(m->restored, >, c->steps / 20);
+    g_test_message("%" PRIu64 " commits, %" PRIu64 " not to the end",
+                   m->committed, m->not_committed);
     model_free(m);
     g_unlink(qcow2);
 }
@@ -609,6 +784,144 @@ static void test_no_space(void)
         step(m);
     }
     model_free(m);
+}
+
+/*
+ * The same for commits: there is no room to keep what was below, or none below.
+ * Once there is, they can be tried again. Catches a cluster that is written
+ * though it could not be kept.
+ */
+static void test_commit_no_space(void)
+{
+    Model *m = model_new(overlay_options(100 * CLUSTER), DISK_SIZE, 5);
+
+    signal(SIGXFSZ, SIG_IGN);
+    m->commits = true;
+    m->may_fail = true;
+    for (unsigned i = 0; i < 8000; i++) {
+        if (i % 100 == 0) {
+            limit_files(below(m, 3) ? below(m, 3 * MiB / SECTOR) * SECTOR :
+                        RLIM_INFINITY);
+        }
+        step(m);
+    }
+    limit_files(RLIM_INFINITY);
+    g_test_message("%" PRIu64 " commits, %" PRIu64 " not to the end",
+                   m->committed, m->not_committed);
+    g_assert_cmpuint(m->committed, >, 20);
+    g_assert_cmpuint(m->not_committed, >, 20);
+    m->may_fail = false;
+    for (unsigned i = 0; i < 500; i++) {
+        step(m);
+    }
+    model_free(m);
+}
+
+/* A commit of a node with nothing else, with or without a slot */
+static int64_t commit(BlockDriverState *bs)
+{
+    SnapshotOverlayCommit *c;
+    int64_t ret;
+
+    c = snapshot_overlay_commit_begin(bs, NULL, &error_abort);
+    ret = run_commit(c, bs, UINT_MAX);
+    snapshot_overlay_commit_end(c);
+    return ret;
+}
+
+/*
+ * Kept is what a slot may need, once; and nothing is when there are no slots.
+ * Catches clusters kept again and again, or not freed; an area that is as below
+ * but for what was kept.
+ */
+static void test_commit_kept(void)
+{
+    BlockBackend *blk = open_blk(overlay_options(64 * MiB));
+    BlockDriverState *bs = blk_bs(blk);
+    BlockStatsSpecificSnapshotOverlay stats;
+    SnapshotOverlaySlot *slot = snapshot_overlay_save(bs);
+    uint8_t data[2 * CLUSTER];
+
+    memset(data, 1, sizeof(data));
+    for (int i = 0; i < 3; i++) {
+        /* Parts of two clusters, and of the last, which is not whole */
+        data[0] = i;
+        g_assert_cmpint(blk_pwrite(blk, 2 * SECTOR, CLUSTER, data, 0), ==, 0);
+        g_assert_cmpint(blk_pwrite(blk, DISK_SIZE - SECTOR, SECTOR, data, 0),
+                        ==, 0);
+        g_assert_cmpint(commit(bs), ==, 0);
+        snapshot_overlay_query(bs, &stats);
+        g_assert_cmpuint(stats.clusters, ==, 3);
+        g_assert_cmpuint(stats.memory_bytes, ==, 6 * CLUSTER);
+        g_assert_true(bdrv_is_read_only(bs->file->bs));
+    }
+    bdrv_drained_begin(bs);
+    snapshot_overlay_restore(slot);
+    bdrv_drained_end(bs);
+    g_assert_cmpint(blk_pread(blk, 0, sizeof(data), data, 0), ==, 0);
+    g_assert_cmpmem(data, sizeof(data), image_content, sizeof(data));
+    snapshot_overlay_query(bs, &stats);
+    g_assert_cmpuint(stats.clusters, ==, 0);
+    g_assert_cmpuint(stats.memory_bytes, ==, 3 * CLUSTER);
+
+    /* It is not as below: it cannot be left to another process. */
+    g_assert_cmpint(bdrv_inactivate(bs, NULL), ==, -ENOTSUP);
+
+    /* The slot's content goes back to the image, and with it what was kept. */
+    snapshot_overlay_discard(slot);
+    g_assert_cmpint(commit(bs), ==, 0);
+    snapshot_overlay_query(bs, &stats);
+    g_assert_cmpuint(stats.memory_bytes, ==, 0);
+    blk_unref(blk);
+    write_image();
+}
+
+/*
+ * Somebody else uses the image, or it cannot be written to: that is said, and
+ * all is as it was.
+ */
+static void test_commit_refused(void)
+{
+    BlockBackend *a = open_blk(overlay_options(64 * MiB)), *b;
+    QDict *options = qdict_new();
+    uint8_t data[CLUSTER] = { 1 };
+    Error *err = NULL;
+
+    g_assert_cmpint(blk_pwrite(a, 0, CLUSTER, data, 0), ==, 0);
+    if (qemu_has_ofd_lock()) {
+        b = open_blk(overlay_options(64 * MiB));
+        g_assert_null(snapshot_overlay_commit_begin(blk_bs(a), NULL, &err));
+        g_assert_nonnull(strstr(error_get_pretty(err),
+                                bdrv_get_node_name(blk_bs(a)->file->bs)));
+        error_free_or_abort(&err);
+        g_assert_true(bdrv_is_read_only(blk_bs(a)->file->bs));
+        blk_unref(b);
+    }
+    g_assert_cmpint(commit(blk_bs(a)), ==, 0);
+    blk_unref(a);
+    write_image();
+
+    /* The format's node could be writable, but not the one of the file. */
+    qdict_put_str(options, "driver", "file");
+    qdict_put_str(options, "node-name", "file");
+    qdict_put_str(options, "filename", image);
+    b = blk_new_open(NULL, NULL, options, 0, &error_abort);
+    options = overlay_options(64 * MiB);
+    qdict_del(options, "file.file.driver");
+    qdict_del(options, "file.file.filename");
+    qdict_put_str(options, "file.file", "file");
+    qdict_put_str(options, "file.node-name", "raw");
+    a = open_blk(options);
+    g_assert_cmpint(blk_pwrite(a, 0, CLUSTER, data, 0), ==, 0);
+    g_assert_null(snapshot_overlay_commit_begin(blk_bs(a), NULL, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "'raw'"));
+    error_free_or_abort(&err);
+    g_assert_true(bdrv_is_read_only(blk_bs(a)->file->bs));
+    g_assert_cmpint(blk_pread(a, 0, CLUSTER, data, 0), ==, 0);
+    g_assert_cmpint(data[0], ==, 1);
+    blk_unref(a);
+    blk_unref(b);
+    check_image();
 }
 
 /*
@@ -1165,6 +1478,9 @@ int main(int argc, char **argv)
         g_test_add_data_func(cases[i].name, &cases[i], test_model);
     }
     g_test_add_func("/snapshot-overlay/no-space", test_no_space);
+    g_test_add_func("/snapshot-overlay/commit/no-space", test_commit_no_space);
+    g_test_add_func("/snapshot-overlay/commit/kept", test_commit_kept);
+    g_test_add_func("/snapshot-overlay/commit/refused", test_commit_refused);
     g_test_add_func("/snapshot-overlay/flat", test_flat);
     g_test_add_func("/snapshot-overlay/large", test_large);
     g_test_add_func("/snapshot-overlay/closed", test_closed);

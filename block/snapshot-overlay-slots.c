@@ -1,0 +1,451 @@
+/*
+ * snapshot-overlay: versions of clusters, and slots, which are made of them
+ *
+ * A slot is the content at the time of a save.  Only the present content is
+ * kept as a whole.  Next to it is the slot that was saved or restored last,
+ * the base, whose log has each cluster that changed since, as it was then.  All
+ * other slots hang on to the base, as a tree: the log of each has what differs
+ * from its parent.  To restore a slot, the logs on the way to it are exchanged
+ * with the present content, one after another; what they hold then leads back
+ * to the parents, so that these edges of the tree turn round.  Each version of
+ * a cluster is in one place only, the present content or one log, so nothing
+ * has to be counted.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitmap.h"
+#include "qemu/host-utils.h"
+#include "block/dirty-bitmap.h"
+#include "snapshot-overlay-int.h"
+
+/* ---- Clusters and their versions; all with s->lock held ---- */
+
+Cluster *overlay_find_or_create(BDRVSnapshotOverlayState *s, uint64_t cluster)
+{
+    Area *area = &s->areas[cluster / AREA_CLUSTERS];
+
+    if (!area->clusters) {
+        area->clusters = g_try_new0(Cluster, AREA_CLUSTERS);
+        if (!area->clusters) {
+            return NULL;
+        }
+    }
+    return &area->clusters[cluster % AREA_CLUSTERS];
+}
+
+uint8_t *overlay_alloc_data(BDRVSnapshotOverlayState *s)
+{
+    uint8_t *data;
+
+    if (s->spare->len) {
+        return g_ptr_array_remove_index_fast(s->spare, s->spare->len - 1);
+    }
+    if (s->data >= s->max_data) {
+        return NULL;
+    }
+    data = g_try_malloc(CLUSTER_SIZE);
+    if (data) {
+        s->data++;
+    }
+    return data;
+}
+
+void overlay_free_in_file(BDRVSnapshotOverlayState *s, int64_t offset)
+{
+    clear_bit(offset / CLUSTER_SIZE, s->in_use);
+    s->spilled--;
+}
+
+void overlay_free_version(BDRVSnapshotOverlayState *s, const Cluster *c)
+{
+    if (!c->valid) {
+        return;
+    }
+    if (c->in_file) {
+        overlay_free_in_file(s, c->offset);
+    } else {
+        g_ptr_array_add(s->spare, c->data);
+    }
+}
+
+static bool is_same_place(const Cluster *a, const Cluster *b)
+{
+    return a->valid && b->valid && a->in_file == b->in_file &&
+        (a->in_file ? a->offset == b->offset : a->data == b->data);
+}
+
+static void set_version(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
+                        const Cluster *version)
+{
+    uint64_t *count = key & 1 ? &s->zeroed : &s->clusters;
+    Cluster old = *c;
+
+    *count += is_below(&old) - is_below(version);
+    *c = *version;
+    c->logged = old.logged;
+    c->busy = old.busy;
+    c->marked = old.marked;
+}
+
+void overlay_change(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
+                    const Cluster *version)
+{
+    if (is_shared(s, c)) {
+        Change entry = { .key = key, .was = *c };
+
+        g_array_append_val(s->base->log, entry);
+        c->logged = true;
+    } else if (!is_same_place(c, version)) {
+        overlay_free_version(s, c);
+    }
+    set_version(s, key, c, version);
+}
+
+uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
+                          uint64_t end, Where *where, Cluster **cluster)
+{
+    Area *area = &s->areas[sector / AREA_SECTORS];
+    unsigned first = sector % CLUSTER_SECTORS;
+    uint64_t n;
+    Cluster *c;
+
+    *where = area->whole.zero ? ZERO : BELOW;
+    *cluster = NULL;
+    if (!area->clusters && !area->kept) {
+        n = AREA_SECTORS - sector % AREA_SECTORS;
+        return MIN(n, end - sector);
+    }
+
+    n = CLUSTER_SECTORS - first;
+    if (area->clusters) {
+        c = &area->clusters[sector / CLUSTER_SECTORS % AREA_CLUSTERS];
+        *cluster = c;
+        if (c->valid >> first & 1) {
+            *where = HERE;
+            n = cto32(c->valid >> first);
+        } else if (c->zero >> first & 1) {
+            *where = ZERO;
+            n = cto32(c->zero >> first);
+        } else {
+            n = MIN(ctz32((c->valid | c->zero) >> first), n);
+        }
+    }
+    if (*where == BELOW && area->kept) {
+        c = &area->kept[sector / CLUSTER_SECTORS % AREA_CLUSTERS];
+        if (!is_below(c)) {
+            *where = c->valid ? HERE : ZERO;
+            *cluster = c;
+        }
+    }
+    return MIN(n, end - sector);
+}
+
+/* ---- Slots ---- */
+
+/* With nothing in flight, s->lock only orders this with what was. */
+static BDRVSnapshotOverlayState *idle_state(BlockDriverState *bs)
+{
+    GLOBAL_STATE_CODE();
+    assert(bdrv_is_snapshot_overlay(bs));
+    assert(!qatomic_read(&bs->in_flight));
+    return bs->opaque;
+}
+
+static void attach_slot(SnapshotOverlaySlot *slot, SnapshotOverlaySlot *parent)
+{
+    slot->parent = parent;
+    if (parent) {
+        QLIST_INSERT_HEAD(&parent->children, slot, sibling);
+    }
+}
+
+static void detach_slot(SnapshotOverlaySlot *slot)
+{
+    if (slot->parent) {
+        QLIST_REMOVE(slot, sibling);
+        slot->parent = NULL;
+    }
+}
+
+static Change *log_entry(SnapshotOverlaySlot *slot, guint i)
+{
+    return &g_array_index(slot->log, Change, i);
+}
+
+static void free_log(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *slot)
+{
+    for (guint i = 0; i < slot->log->len; i++) {
+        overlay_free_version(s, &log_entry(slot, i)->was);
+    }
+    g_array_set_size(slot->log, 0);
+}
+
+/* Those of the base's log: the present content has them changed since. */
+static void set_logged(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *slot,
+                       bool logged)
+{
+    for (guint i = 0; i < slot->log->len; i++) {
+        find(s, log_entry(slot, i)->key)->logged = logged;
+    }
+}
+
+static void free_slot(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *slot)
+{
+    QLIST_REMOVE(slot, next);
+    g_array_unref(slot->log);
+    g_free(slot);
+}
+
+/*
+ * Let @child's log, which has what differs from @slot, have what differs from
+ * the parent of @slot.  The log of @slot is empty then.
+ */
+static void merge_logs(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *child,
+                       SnapshotOverlaySlot *slot)
+{
+    guint own = child->log->len;
+
+    for (guint i = 0; i < own; i++) {
+        find(s, log_entry(child, i)->key)->marked = true;
+    }
+    for (guint i = 0; i < slot->log->len; i++) {
+        Change *entry = log_entry(slot, i);
+
+        if (find(s, entry->key)->marked) {
+            overlay_free_version(s, &entry->was);
+        } else {
+            g_array_append_val(child->log, *entry);
+        }
+    }
+    for (guint i = 0; i < own; i++) {
+        find(s, log_entry(child, i)->key)->marked = false;
+    }
+    g_array_set_size(slot->log, 0);
+}
+
+/* A slot that was discarded goes when at most one hangs on to it. */
+static void remove_if_unused(BDRVSnapshotOverlayState *s,
+                             SnapshotOverlaySlot *slot)
+{
+    while (slot && slot->discarded) {
+        SnapshotOverlaySlot *child = QLIST_FIRST(&slot->children);
+        SnapshotOverlaySlot *parent = slot->parent;
+
+        if (child && QLIST_NEXT(child, sibling)) {
+            return;
+        }
+        if (child) {
+            merge_logs(s, child, slot);
+            detach_slot(child);
+            attach_slot(child, parent);
+        } else if (!parent) {
+            set_logged(s, slot, false);
+        }
+        if (!parent) {
+            s->base = child;
+            if (child) {
+                set_logged(s, child, true);
+            }
+        }
+        free_log(s, slot);
+        detach_slot(slot);
+        free_slot(s, slot);
+        /* It may have lost its last but one. */
+        slot = child ? NULL : parent;
+    }
+}
+
+/* No slot needs what is here now: make it that of the base again. */
+static void undo_changes(BlockDriverState *bs)
+{
+    BDRVSnapshotOverlayState *s = bs->opaque;
+    GArray *log = s->base->log;
+
+    for (guint i = 0; i < log->len; i++) {
+        Change *entry = log_entry(s->base, i);
+        Cluster *c = find(s, entry->key);
+
+        overlay_free_version(s, c);
+        set_version(s, entry->key, c, &entry->was);
+        c->logged = false;
+    }
+    g_array_set_size(log, 0);
+}
+
+/* Go from the base to a slot that hangs on to it. */
+static void move_base(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *slot)
+{
+    SnapshotOverlaySlot *base = s->base;
+    GArray *log = base->log;
+
+    assert(slot->parent == base && !log->len);
+    for (guint i = 0; i < slot->log->len; i++) {
+        Change *entry = log_entry(slot, i);
+        Cluster *c = find(s, entry->key);
+        Cluster version = entry->was;
+
+        entry->was = *c;
+        set_version(s, entry->key, c, &version);
+    }
+    base->log = slot->log;
+    slot->log = log;
+    detach_slot(slot);
+    attach_slot(base, slot);
+    s->base = slot;
+}
+
+static void set_dirty(BlockDriverState *bs, SnapshotOverlaySlot *slot)
+{
+    if (QLIST_EMPTY(&bs->dirty_bitmaps)) {
+        return;
+    }
+    for (guint i = 0; i < slot->log->len; i++) {
+        uint64_t key = log_entry(slot, i)->key;
+        int64_t size = key & 1 ? AREA_CLUSTERS * CLUSTER_SIZE : CLUSTER_SIZE;
+        int64_t offset = (key >> 1) * size;
+
+        bdrv_set_dirty(bs, offset, MIN(size, bs->total_sectors *
+                                       BDRV_SECTOR_SIZE - offset));
+    }
+}
+
+SnapshotOverlaySlot *snapshot_overlay_save(BlockDriverState *bs)
+{
+    BDRVSnapshotOverlayState *s = idle_state(bs);
+    SnapshotOverlaySlot *slot = g_new0(SnapshotOverlaySlot, 1);
+
+    QEMU_LOCK_GUARD(&s->lock);
+    slot->bs = bs;
+    slot->log = g_array_new(false, false, sizeof(Change));
+    QLIST_INSERT_HEAD(&s->slots, slot, next);
+    s->nr_slots++;
+    if (s->base) {
+        set_logged(s, s->base, false);
+        attach_slot(s->base, slot);
+    }
+    s->base = slot;
+    return slot;
+}
+
+BlockDriverState *snapshot_overlay_slot_bs(SnapshotOverlaySlot *slot)
+{
+    GLOBAL_STATE_CODE();
+    return slot->bs;
+}
+
+uint64_t snapshot_overlay_restore(SnapshotOverlaySlot *slot)
+{
+    BlockDriverState *bs = slot->bs;
+    BDRVSnapshotOverlayState *s = idle_state(bs);
+    SnapshotOverlaySlot *old = s->base;
+    uint64_t n;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    n = s->base->log->len;
+    set_dirty(bs, s->base);
+    undo_changes(bs);
+    while (s->base != slot) {
+        SnapshotOverlaySlot *next = slot;
+
+        while (next->parent != s->base) {
+            next = next->parent;
+        }
+        n += next->log->len;
+        set_dirty(bs, next);
+        move_base(s, next);
+    }
+    /* On the way to the old base are those that less hang on to now. */
+    while (old && old != slot) {
+        SnapshotOverlaySlot *next = old->parent;
+
+        remove_if_unused(s, old);
+        old = next;
+    }
+    return n;
+}
+
+void overlay_free_spare(BDRVSnapshotOverlayState *s)
+{
+    s->data -= s->spare->len;
+    for (guint i = 0; i < s->spare->len; i++) {
+        g_free(g_ptr_array_index(s->spare, i));
+    }
+    g_ptr_array_set_size(s->spare, 0);
+}
+
+void snapshot_overlay_discard(SnapshotOverlaySlot *slot)
+{
+    BDRVSnapshotOverlayState *s;
+
+    GLOBAL_STATE_CODE();
+    if (!slot->bs) {
+        g_free(slot);
+        return;
+    }
+
+    s = idle_state(slot->bs);
+    QEMU_LOCK_GUARD(&s->lock);
+    slot->discarded = true;
+    s->nr_slots--;
+    remove_if_unused(s, slot);
+    if (!s->base) {
+        overlay_free_spare(s);
+    }
+}
+
+void overlay_forget(BDRVSnapshotOverlayState *s)
+{
+    uint64_t areas = DIV_ROUND_UP(s->sectors, AREA_SECTORS);
+
+    for (uint64_t i = 0; s->areas && i < areas; i++) {
+        Area *area = &s->areas[i];
+
+        for (int j = 0; j < AREA_CLUSTERS; j++) {
+            if (area->clusters) {
+                overlay_free_version(s, &area->clusters[j]);
+            }
+            if (area->kept) {
+                overlay_free_version(s, &area->kept[j]);
+            }
+        }
+        g_free(area->clusters);
+        g_free(area->kept);
+        *area = (Area) { };
+    }
+    s->clusters = 0;
+    s->zeroed = 0;
+    s->kept = 0;
+    overlay_free_spare(s);
+}
+
+void overlay_close_slots(BDRVSnapshotOverlayState *s)
+{
+    SnapshotOverlaySlot *slot, *next;
+
+    QLIST_FOREACH_SAFE(slot, &s->slots, next, next) {
+        free_log(s, slot);
+        g_array_unref(slot->log);
+        slot->bs = NULL;
+        if (slot->discarded) {
+            g_free(slot);
+        }
+    }
+}
+
+void snapshot_overlay_query(BlockDriverState *bs,
+                            BlockStatsSpecificSnapshotOverlay *stats)
+{
+    BDRVSnapshotOverlayState *s = bs->opaque;
+
+    assert(bdrv_is_snapshot_overlay(bs));
+    QEMU_LOCK_GUARD(&s->lock);
+    *stats = (BlockStatsSpecificSnapshotOverlay) {
+        .clusters = s->clusters,
+        .zeroed_areas = s->zeroed,
+        .slots = s->nr_slots,
+        .memory_bytes = (s->data - s->spare->len) * CLUSTER_SIZE,
+        .spilled_bytes = s->spilled * CLUSTER_SIZE,
+    };
+}
