@@ -83,6 +83,41 @@ static void test_due(void)
     timer_free(other);
 }
 
+static void count_notify(void *opaque, QEMUClockType type)
+{
+    ++*(unsigned *)opaque;
+}
+
+/*
+ * Catches: a jump back that wakes who waits for a timer, which each restore
+ * would; a jump ahead that does not, though a timer is due sooner then.
+ */
+static void test_notify(void)
+{
+    static const int attributes[] = { 0, QEMU_TIMER_ATTR_UNSAVED };
+    QEMUTimerListGroup group;
+    unsigned i, count = 0;
+
+    timerlistgroup_init(&group, count_notify, &count);
+    for (i = 0; i < ARRAY_SIZE(attributes); i++) {
+        QEMUTimer timer;
+
+        timer_init_full(&timer, &group, QEMU_CLOCK_VIRTUAL, SCALE_NS,
+                        attributes[i], not_now, NULL);
+        timer_mod(&timer, qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) +
+                  1000 * SECOND);
+        count = 0;
+        qemu_clock_jumped(QEMU_CLOCK_VIRTUAL, -SECOND);
+        g_assert_cmpuint(count, ==, 0);
+        qemu_clock_jumped(QEMU_CLOCK_VIRTUAL, SECOND);
+        g_assert_cmpuint(count, ==, 1);
+        timer_del(&timer);
+        qemu_clock_jumped(QEMU_CLOCK_VIRTUAL, SECOND);
+        g_assert_cmpuint(count, ==, 1);
+    }
+    timerlistgroup_deinit(&group);
+}
+
 int main(int argc, char **argv)
 {
     qemu_init_main_loop(&error_abort);
@@ -90,5 +125,6 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/clock-jump/timers", test_timers);
     g_test_add_func("/clock-jump/due", test_due);
+    g_test_add_func("/clock-jump/notify", test_notify);
     return g_test_run();
 }
