@@ -314,11 +314,21 @@ fail:
     return ret;
 }
 
+/*
+ * A temporary file (-snapshot) has no name any more, so that it cannot be opened
+ * anew, and by nobody else.
+ */
+static bool stays_as_it_is(BlockDriverState *bs)
+{
+    return bdrv_is_read_only(bs) ||
+        (bs->open_flags & BDRV_O_TEMPORARY && !bs->copy_on_read);
+}
+
 BlockDriverState *snapshot_overlay_insert(BlockDriverState *bs, QDict *options,
                                           Error **errp)
 {
     BlockDriverState *overlay;
-    bool was_read_only = bdrv_is_read_only(bs);
+    bool stays = stays_as_it_is(bs);
     int ret;
 
     GLOBAL_STATE_CODE();
@@ -333,7 +343,7 @@ BlockDriverState *snapshot_overlay_insert(BlockDriverState *bs, QDict *options,
     }
     overlay->detect_zeroes = bs->detect_zeroes;
 
-    ret = was_read_only ? 0 : bdrv_reopen_set_read_only(bs, true, errp);
+    ret = stays ? 0 : bdrv_reopen_set_read_only(bs, true, errp);
     if (ret < 0) {
         bdrv_ref(bs);
         bdrv_drained_begin(bs);

@@ -31,7 +31,8 @@ bool bdrv_is_snapshot_overlay(BlockDriverState *bs);
 /**
  * snapshot_overlay_insert: keep from now on what is written to a node in memory
  *
- * @bs: any node, used or not; it becomes read-only
+ * @bs: any node, used or not; it becomes read-only, unless it is a temporary
+ *      file, which cannot be opened anew
  * @options: options of the driver (overlay-size, overlay-dir, node-name) but
  *           @file, or %NULL; the reference goes to this function
  * @errp: why that cannot be, if somebody else writes to @bs, say

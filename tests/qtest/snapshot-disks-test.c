@@ -383,6 +383,23 @@ static void test_medium(const void *machine)
     end_image(second, 1440 * KiB, 0x22);
 }
 
+/* Catches: a disk that cannot be opened anew, as its file has no name. */
+static void test_temporary(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = start_ide(machine, "", path, "-snapshot");
+
+    ide_write(vm, 0, 1, 0x22);
+    snapshot_save(vm, 0);
+    ide_write(vm, 0, 1, 0x33);
+    ide_write(vm, 0, 2, 0x33);
+    snapshot_restore(vm, 0);
+    ide_check(vm, 0, 1, 0x22);
+    ide_check(vm, 0, 2, 0x11);
+    snapshot_vm_end(vm);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
 /* Catches: a CD taken for a disk that is written to, since its node could be. */
 static void test_cdrom(const void *machine)
 {
@@ -695,6 +712,7 @@ int main(int argc, char **argv)
     add_pc_tests("disks/plug", test_plug);
     add_pc_tests("disks/others", test_others);
     add_pc_tests("disks/migration", test_migration);
+    add_pc_tests("disks/temporary", test_temporary);
     add_pc_tests("disks/medium", test_medium);
     add_pc_tests("disks/cdrom", test_cdrom);
     snapshot_add_tests("disks/flash", test_flash);
