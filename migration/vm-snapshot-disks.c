@@ -332,19 +332,17 @@ bool vm_snapshot_disks_match(const VMSnapshotDisks *disks, Error **errp)
     return true;
 }
 
-void vm_snapshot_disks_restore(VMSnapshotDisks *disks)
+uint64_t vm_snapshot_disks_restore(VMSnapshotDisks *disks)
 {
     uint64_t clusters = 0;
     unsigned i;
 
-    for (i = 0; disks && i < disks->n; i++) {
+    for (i = 0; i < disks->n; i++) {
         if (!disks->disks[i].shared) {
             clusters += snapshot_overlay_restore(disks->disks[i].slot);
         }
     }
-    if (clusters) {
-        trace_vm_snapshot_disks_restore(clusters);
-    }
+    return clusters;
 }
 
 void vm_snapshot_disks_free(VMSnapshotDisks *disks)

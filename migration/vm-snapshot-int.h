@@ -187,8 +187,11 @@ bool vm_snapshot_disks_match(const VMSnapshotDisks *disks, Error **errp);
  *
  * Called with the BQL held, on any thread, with no request in flight.  Takes
  * time for what was written since the last save or restore.  Cannot fail.
+ *
+ * Returns: the number of clusters, or of areas that were zeroed as a whole,
+ * that were put back
  */
-void vm_snapshot_disks_restore(VMSnapshotDisks *disks);
+uint64_t vm_snapshot_disks_restore(VMSnapshotDisks *disks);
 
 /** vm_snapshot_disks_free: in the main loop, as it drains; NULL is allowed */
 void vm_snapshot_disks_free(VMSnapshotDisks *disks);

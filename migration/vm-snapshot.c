@@ -225,7 +225,7 @@ static bool vm_snapshot_load_way(VMSnapshot *s, unsigned n, Error **errp)
 {
     VMSnapshotSlot *slot = &s->slots[n];
     bool all = slot->way == DEVICE_STATE_RESET_MACHINE, ok;
-    int64_t t_ram, t_devices;
+    int64_t t_ram, t_disks, t_devices;
     uint64_t pages = 0;
 
     if (all) {
@@ -243,12 +243,17 @@ static bool vm_snapshot_load_way(VMSnapshot *s, unsigned n, Error **errp)
     if (!ram_snapshot_restore(slot->ram, &pages, errp)) {
         return false;
     }
-    vm_snapshot_disks_restore(slot->disks);
-    t_devices = get_clock();
+    t_disks = t_devices = get_clock();
+    if (slot->disks) {
+        uint64_t clusters = vm_snapshot_disks_restore(slot->disks);
+
+        t_devices = get_clock();
+        trace_vm_snapshot_disks_restore(clusters, t_devices - t_disks);
+    }
     ok = all ? qemu_device_state_load(slot->devices, errp)
              : qemu_device_state_load_changed(slot->devices);
     s->last_pages += pages;
-    trace_vm_snapshot_load(n, pages, t_devices - t_ram, slot->way,
+    trace_vm_snapshot_load(n, pages, t_disks - t_ram, slot->way,
                            get_clock() - t_devices);
     if (ok) {
         vm_snapshot_loaded(s, n);

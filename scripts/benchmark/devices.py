@@ -80,7 +80,6 @@ def shapes(qemu, cache, wanted=None):
     goals have rows of several.
     """
     pairs = []
-    disks = 'ram=dirty,disks=keep'
     for name, args in find(qemu, cache).items():
         if name.endswith('-cpu') or (wanted and name not in wanted):
             continue
@@ -90,9 +89,8 @@ def shapes(qemu, cache, wanted=None):
         # As the test starts it, too
         args = '-nodefaults -audio none ' + ' '.join(args.split())
         without = re.sub(r' -device [^, ]+,id=dut(,\S*)?$', '', args)
-        pairs.append((Shape(name, machine, args, 'bare', options=disks),
-                      Shape(f'{machine} {without}', machine, without, 'bare',
-                            options=disks)))
+        pairs.append((Shape(name, machine, args, 'bare'),
+                      Shape(f'{machine} {without}', machine, without, 'bare')))
     return sorted(pairs, key=lambda pair: (pair[1].name, pair[0].name))
 
 

@@ -7,6 +7,7 @@ for it. All is computed from the records of one run: see measure.py.
 import collections
 
 import devices
+import disks
 
 # measured and plain: text, or None; met: None if it was not measured
 Row = collections.namedtuple('Row', 'what plain prototype goal measured met '
@@ -28,6 +29,7 @@ MACHINES = (
 )
 ADDED = 3, 10           # us by an idle device: nine of ten, and each
 ADDED_BUSY = 100
+ADDED_DISK = 1
 KVM_SMP = 'KVM, bare, -smp 2, virtio'
 
 
@@ -42,6 +44,7 @@ class Records:
         self.devices = results.get('devices', [])
         self.busy = results.get('busy', [])
         self.calls = results.get('calls', [])
+        self.disks = {d['clusters']: d for d in results.get('disks', [])}
 
     def all(self, **wanted):
         return [r for r in self.records if wanted.items() <= r.items()]
@@ -107,7 +110,7 @@ def times(ratio):
 
 
 def rows(r):
-    """The tables of goals of issues 4 and 13"""
+    """The tables of goals of issues 4, 13 and 14"""
     result = []
 
     def rate(what, ours, plain, prototype, goal):
@@ -181,8 +184,14 @@ def rows(r):
         result.append(Row(what, None, '-', f'≤ {goal} µs',
                           None if value is None else f'{value:.1f} µs',
                           None if value is None else value <= goal,
-                          r.skipped.get(skipped)))
+                          r.skipped.get(skipped, skipped)))
 
+    record, why = r.machine('a disk, writable')
+    added('a writable disk that is idle adds', record.get('added_us'),
+          ADDED_DISK, why)
+    for clusters, record in r.disks.items():
+        added(f'a disk of which {clusters} clusters were written adds',
+              median(record), disks.goal(clusters), None)
     added('an idle device adds, nine of ten', devices.nine_of_ten(r), ADDED[0],
           'each device')
     for what, records, goal, skipped in (
@@ -228,6 +237,12 @@ def tail(record):
 
 def stock_over_ours(r, engine, cost=median):
     return divide(cost(r.linux(engine)), cost(r.linux()))
+
+
+def cluster_over_memcpy(r):
+    """What each of 10,000 clusters of a disk costs, of a page of RAM"""
+    return divide(quiet(r.disks.get(10000)),
+                  divide(quiet(r.floor('memcpy', 1000)), 0.1))
 
 
 def quiet(record):
@@ -279,6 +294,10 @@ def ratios(r):
             ('time KVM smp 2 with virtio/smp 1', KVM_SMP):
         record, why = r.machine(record)
         add(name, record.get('us_ratio'), False, why)
+    record, why = r.machine('a disk, writable')
+    add('time with a writable disk/a read-only one', record.get('us_ratio'),
+        False, why)
+    add('a cluster of a disk/memcpy of a page', cluster_over_memcpy(r), False)
     value, why = calls_over_before(r, 'KVM, bare')
     add('system calls now/before, KVM bare', value, False, why)
     ratios_of = sorted(d['us_ratio'] for d in r.devices)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from calls import calls
 import devices
+from disks import disks
 from measure import Effort, Setup, kvm_missing
 import shapes
 from turns import Track
@@ -25,6 +26,7 @@ EFFORTS = {
                         turn_seconds=0.05, calls_seconds=0.3),
 }
 
+CLUSTERS = 0, 10, 1000, 10000
 QUICK_PAGES = 0, 1, 10, 100, 1000
 PAGES = 0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000
 RAM = 64, 128, 256, 512, 1024, 2048, 4096, 8192
@@ -165,6 +167,13 @@ class Plan:
                          6 * (shape.guest == 'linux'),
                          calls, self.bench, shape, before)
 
+    def disks(self, *clusters):
+        for n in clusters:
+            self.add(f'a disk, {n} clusters', 1 + min(
+                2 * self.effort.seconds,
+                self.effort.restores * (0.001 + n * 2e-6)),
+                     disks, self.bench, n)
+
     def devices(self, wanted=None):
         qemu = self.bench.qemu
         reason = devices.missing(qemu)
@@ -190,6 +199,7 @@ class Plan:
         self.kvm((10,))
         self.machines(*shapes.GROUPS)
         self.calls(*shapes.CALLS)
+        self.disks(*CLUSTERS)
         self.skipped.append(('sweeps of RAM and vCPUs', 'a quick run'))
         for what in 'each device', 'busy devices':
             self.skipped.append((what, 'a quick run'))
@@ -216,6 +226,7 @@ class Plan:
         self.kvm((1, 10, 100, 1000))
         self.machines(*shapes.GROUPS)
         self.calls(*shapes.CALLS)
+        self.disks(*CLUSTERS)
         self.busy(shapes.TASKS)
         self.devices()
 
@@ -230,6 +241,7 @@ class Plan:
         self.machines(*(group if group is shapes.UEFI else shapes.bare(group)
                         for group in shapes.GROUPS))
         self.calls(*shapes.bare(shapes.CALLS))
+        self.disks(10, 1000, 10000)
         name, task = next(iter(shapes.TASKS.items()))
         self.busy({name: task})
         self.devices(shapes.SELF_TEST_DEVICES)

@@ -192,6 +192,15 @@ def busy(r):
             ['', 'added', 'restore', 'p99', '', 'of'], lines)
 
 
+def disks(r):
+    return ('What a restore takes for a disk, after clusters of 4 KiB were '
+            'written in a row, in µs',
+            ['clusters', 'median', 'p99', 'p999', 'each', 'of'],
+            [[n, *(number(d['us'][p]) for p in ('median', 'p99', 'p999')),
+              f'{d["us"]["median"] / n:.3f}' if n else '-', d['n']]
+             for n, d in sorted(r.disks.items())])
+
+
 def host_lines(results):
     host = results['host']
     before, after = (', '.join(map(str, host[name]))
@@ -214,8 +223,8 @@ def busy_host(results):
 def text(results):
     r = Records(results)
     for title, head, lines in (restores(r), floors(r), fits(r), methods(r),
-                               machines(r), calls(r), each_device(r), busy(r),
-                               goals(r)):
+                               machines(r), calls(r), disks(r), each_device(r),
+                               busy(r), goals(r)):
         if not lines:
             continue
         yield ''
@@ -246,7 +255,7 @@ def rst(results):
     yield '   :alt: time of a restore by the number of pages written to'
     yield ''
     for title, head, lines in (methods(r), restores(r, 10), fits(r),
-                               machines(r), calls(r), busy(r)):
+                               machines(r), calls(r), disks(r), busy(r)):
         if not lines:
             continue
         yield from textwrap.wrap(f'{title}:', 79)

@@ -23,7 +23,7 @@ def without(results):
         if 'why' not in m:
             yield m['name'], {**results, 'machines': [
                 x for x in results['machines'] if x is not m]}
-    for kind in 'devices', 'busy':
+    for kind in 'devices', 'busy', 'disks':
         yield kind, {**results, kind: []}
 
 
@@ -58,6 +58,8 @@ def tests(results, made, file):
     yield 'calls are seen where there must be some', \
         any(sum(c['calls'].values()) > 1 for c in read['calls']
             if c['name'] == CALLS[-1].name)
+    yield 'disks were put back', len(read['disks']) >= 3 and \
+        all(d['us']['median'] > 0 for d in read['disks'])
     yield 'there is a table of the devices', \
         all(any(name in line for line in report.costs(read))
             for name in SELF_TEST_DEVICES)

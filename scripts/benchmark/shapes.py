@@ -110,9 +110,9 @@ BEFORE = (Shape('before', 'pc', '-nodefaults', 'bare', pages=0, before=True),
 # A machine full of devices with their drivers, and what each does in a run: the
 # machine with one of them at work runs against the same with none.
 BUSY = Shape('q35 with devices', args='''-nodefaults
-    -drive if=none,id=vda,format=raw,readonly=on,file=DISK
+    -drive if=none,id=vda,format=raw,snapshot=on,file=DISK
     -device virtio-blk-pci,drive=vda
-    -drive if=none,id=sda,format=raw,readonly=on,file=DISK
+    -drive if=none,id=sda,format=raw,snapshot=on,file=DISK
     -device virtio-scsi-pci,id=scsi -device scsi-hd,drive=sda,bus=scsi.0
     -drive if=none,id=cd,media=cdrom,readonly=on,file=DISK,format=raw
     -device ide-cd,drive=cd,bus=ide.0
@@ -129,13 +129,14 @@ BUSY = Shape('q35 with devices', args='''-nodefaults
     -device virtio-vga''',
              drivers='virtio_pci,virtio_blk,virtio_scsi,sd_mod,ahci,sr_mod,'
              'virtio_net,e1000e,8139cp,nvme,virtio-rng,virtio_console,'
-             'virtio-gpu,xhci-pci,usb-storage',
-             options='ram=dirty,disks=keep')
+             'virtio-gpu,xhci-pci,usb-storage')
 TASKS = {
     'virtio-blk': 'read /dev/vda',
+    'virtio-blk, written to': 'write /dev/vda',
     'virtio-scsi, scsi-hd': 'read /dev/sda',
     'AHCI, ide-cd': 'read /dev/sr0',
     'nvme': 'read /dev/nvme0n1',
+    'nvme, written to': 'write /dev/nvme0n1',
     'qemu-xhci, usb-storage': 'read /dev/sdb',
     'virtio-net': 'send eth0',
     'e1000e': 'send eth1',
@@ -145,7 +146,11 @@ TASKS = {
     'virtio-vga': 'write /dev/fb0',
 }
 
-GROUPS = PC, Q35, UEFI, DRIVERS, KVM, BEFORE
+DISK = '-nodefaults -drive if=virtio,format=raw,file=DISK'
+DISKS = (Shape('a disk, read-only', args=f'{DISK},readonly=on', guest='bare'),
+         Shape('a disk, writable', args=f'{DISK},snapshot=on', guest='bare'))
+
+GROUPS = PC, Q35, UEFI, DRIVERS, KVM, BEFORE, DISKS
 
 # What system calls are counted of
 CALLS = (Shape('TCG, bare', 'pc', '-nodefaults', 'bare'),
