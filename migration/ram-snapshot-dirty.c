@@ -22,9 +22,11 @@
 #include "qemu/cutils.h"
 #include "qemu/queue.h"
 #include "qapi/error.h"
+#include "exec/memory.h"
 #include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
+#include "hw/qdev-core.h"
 #include "system/kvm.h"
 #include "ram-snapshot-int.h"
 #include "trace.h"
@@ -72,6 +74,7 @@ typedef struct DirtyStore {
     RAMDirtyLog *log;
     unsigned log_version;       /* of ram_list, when the log was started */
     ImageNode *current;         /* RAM equals it but for the log's pages */
+    unsigned rom_touched;       /* see rom_touched(), when that became so */
     uint16_t restores;
     uint16_t *changed;          /* by RAM page: the last that changed it */
 } DirtyStore;
@@ -314,14 +317,38 @@ static void log_differences(DirtyStore *ds, const ImageNode *node,
     }
 }
 
+/* A device like flash, which only writes when it is accessed */
+static bool is_rom_device(const RAMBlock *rb)
+{
+    return rb->mr->rom_device && rb->mr->dev &&
+        !(rb->flags & (RAM_SHARED | RAM_PREALLOC));
+}
+
+/* A number that is another one once one of these devices was accessed */
+static unsigned rom_touched(const ImageNode *node)
+{
+    unsigned i, sum = 0;
+
+    for (i = 0; i < node->blocks->len; i++) {
+        const RAMBlock *rb = node_block(node, i)->rb;
+
+        if (is_rom_device(rb)) {
+            sum += qatomic_read(&rb->mr->dev->touched);
+        }
+    }
+    return sum;
+}
+
 static void log_other_writers(DirtyStore *ds, const ImageNode *node)
 {
+    bool roms = rom_touched(node) != ds->rom_touched;
     unsigned i;
 
     for (i = 0; i < node->blocks->len; i++) {
         const SavedBlock *b = node_block(node, i);
 
-        if (ram_snapshot_has_other_writers(b->rb)) {
+        if (is_rom_device(b->rb) ? roms :
+            ram_snapshot_has_other_writers(b->rb)) {
             log_differences(ds, node, b);
         }
     }
@@ -466,6 +493,7 @@ static void set_current(DirtyStore *ds, ImageNode *node)
     ImageNode *old = ds->current;
 
     ds->current = node;
+    ds->rom_touched = node ? rom_touched(node) : 0;
     if (old != node) {
         node_prune(ds, old);
     }
