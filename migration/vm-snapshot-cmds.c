@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/job.h"
 #include "monitor/hmp.h"
 #include "monitor/monitor.h"
 #include "qapi/clone-visitor.h"
@@ -56,6 +57,17 @@ SnapshotDeviceMismatches *qmp_x_snapshot_device_verify(uint32_t slot,
     VMSnapshot *s = find_engine(errp);
 
     return s ? vm_snapshot_verify(s, slot, errp) : NULL;
+}
+
+void qmp_x_snapshot_device_commit(const char *job_id, bool has_slot,
+                                  uint32_t slot, Error **errp)
+{
+    VMSnapshot *s = find_engine(errp);
+
+    if (s) {
+        vm_snapshot_commit(s, job_id, JOB_MANUAL_DISMISS,
+                           has_slot ? (int64_t)slot : -1, errp);
+    }
 }
 
 static int compare_times(const void *a, const void *b)
@@ -152,6 +164,35 @@ void hmp_x_snapshot_device_restore(Monitor *mon, const QDict *qdict)
 void hmp_x_snapshot_device_discard(Monitor *mon, const QDict *qdict)
 {
     hmp_run(mon, qdict, VM_SNAPSHOT_DISCARD);
+}
+
+/* Wait for a job to end, and tell how. */
+static void finish_job(Job *job, Error **errp)
+{
+    JOB_LOCK_GUARD();
+    job_ref_locked(job);
+    if (job_finish_sync_locked(job, NULL, NULL) < 0) {
+        error_propagate(errp, error_copy(job->err));
+    }
+    job_unref_locked(job);
+}
+
+void hmp_x_snapshot_device_commit(Monitor *mon, const QDict *qdict)
+{
+    Error *err = NULL;
+    VMSnapshot *s = find_engine(&err);
+    bool has_slot = qdict_haskey(qdict, "slot");
+    Job *job = NULL;
+    uint32_t slot;
+
+    if (s && hmp_slot(qdict, &slot, &err)) {
+        job = vm_snapshot_commit(s, "x-snapshot-device-commit", JOB_DEFAULT,
+                                 has_slot ? (int64_t)slot : -1, &err);
+    }
+    if (job) {
+        finish_job(job, &err);
+    }
+    hmp_handle_error(mon, err);
 }
 
 static void print_mismatches(Monitor *mon, const SnapshotDeviceMismatches *m)

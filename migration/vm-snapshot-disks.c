@@ -193,7 +193,8 @@ bool vm_snapshot_disks_prepare(VMSnapshot *s, Error **errp)
     }
     if (!s->told_of_disks) {
         warn_report("snapshot: what the guest writes to its disks from now on "
-                    "is in memory only, and lost when QEMU ends");
+                    "is in memory only, and lost when QEMU ends, unless it is "
+                    "committed");
         s->told_of_disks = true;
     }
     return true;
@@ -343,6 +344,39 @@ uint64_t vm_snapshot_disks_restore(VMSnapshotDisks *disks)
         }
     }
     return clusters;
+}
+
+/* Does a device before this one use the same node? */
+static bool is_shared(BlockBackend *blk)
+{
+    BlockBackend *other = next_disk(NULL);
+
+    while (other != blk && blk_bs(other) != blk_bs(blk)) {
+        other = next_disk(other);
+    }
+    return other != blk;
+}
+
+bool vm_snapshot_disks_foreach(const VMSnapshotDisks *disks,
+                               VMSnapshotDiskFunc *func, void *opaque,
+                               Error **errp)
+{
+    BlockBackend *blk;
+    unsigned i = 0;
+
+    for (blk = next_disk(NULL); blk; blk = next_disk(blk), i++) {
+        g_autofree char *device = NULL;
+
+        if (!bdrv_is_snapshot_overlay(blk_bs(blk)) || is_shared(blk)) {
+            continue;
+        }
+        device = blk_get_attached_dev_id(blk);
+        if (!func(device, blk_bs(blk), disks ? disks->disks[i].slot : NULL,
+                  opaque, errp)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void vm_snapshot_disks_free(VMSnapshotDisks *disks)

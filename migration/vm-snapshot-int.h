@@ -37,6 +37,7 @@ typedef enum VMSnapshotRequestState {
     REQUEST_IN_MAIN_LOOP,   /* @bh carries it out, and vCPUs are held */
     REQUEST_RUNNING,        /* it is being carried out */
     REQUEST_HALF_DONE,      /* @bh ends what a vCPU began; all are held */
+    REQUEST_COMMITTING,     /* none: a job writes disks to their images */
     REQUEST__MAX,
 } VMSnapshotRequestState;
 
@@ -137,6 +138,19 @@ bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp);
  */
 strList *vm_snapshot_unsaved(void);
 
+/* vm-snapshot-commit.c: write disks to their images */
+
+typedef void VMSnapshotCommitDone(VMSnapshot *s);
+
+/**
+ * vm_snapshot_commit_start: as vm_snapshot_commit() documents it
+ * @slot: that has a snapshot; -1: the present content
+ * @done: called in the main loop when the job has ended
+ */
+struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
+                                     int flags, int slot,
+                                     VMSnapshotCommitDone *done, Error **errp);
+
 /*
  * vm-snapshot-disks.c: let disks go back.  With disks=keep and disks=refuse,
  * there is nothing to save or restore: a VMSnapshotDisks is NULL.
@@ -192,6 +206,27 @@ bool vm_snapshot_disks_match(const VMSnapshotDisks *disks, Error **errp);
  * that were put back
  */
 uint64_t vm_snapshot_disks_restore(VMSnapshotDisks *disks);
+
+struct SnapshotOverlaySlot;
+
+/**
+ * VMSnapshotDiskFunc: called for an overlay that a device uses
+ * @device: the device, to tell of it
+ * @slot: what a slot has of it, or NULL
+ */
+typedef bool VMSnapshotDiskFunc(const char *device, BlockDriverState *bs,
+                                struct SnapshotOverlaySlot *slot, void *opaque,
+                                Error **errp);
+
+/**
+ * vm_snapshot_disks_foreach: call a function for each overlay, once
+ * @disks: that match; or NULL, to be called without slots
+ *
+ * Returns: true, or false if @func has returned that
+ */
+bool vm_snapshot_disks_foreach(const VMSnapshotDisks *disks,
+                               VMSnapshotDiskFunc *func, void *opaque,
+                               Error **errp);
 
 /** vm_snapshot_disks_free: in the main loop, as it drains; NULL is allowed */
 void vm_snapshot_disks_free(VMSnapshotDisks *disks);

@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/error-report.h"
+#include "qemu/job.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qapi/error.h"
@@ -23,7 +24,7 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotRequestState to)
 {
     static const uint8_t steps[REQUEST__MAX] = {
         [REQUEST_IDLE] = BIT(REQUEST_ON_VCPU) | BIT(REQUEST_IN_MAIN_LOOP) |
-                         BIT(REQUEST_RUNNING),
+                         BIT(REQUEST_RUNNING) | BIT(REQUEST_COMMITTING),
         /* A request is carried out, or forgotten in a reset. */
         [REQUEST_ON_VCPU] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
         [REQUEST_IN_MAIN_LOOP] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
@@ -31,10 +32,18 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotRequestState to)
         /* A vCPU may have to leave it to the main loop. */
         [REQUEST_RUNNING] = BIT(REQUEST_IDLE) | BIT(REQUEST_IN_MAIN_LOOP) |
                             BIT(REQUEST_HALF_DONE),
+        [REQUEST_COMMITTING] = BIT(REQUEST_IDLE),
     };
 
     g_assert(steps[s->state] & BIT(to));
     s->state = to;
+}
+
+/* Is there a request of the guest's that nobody has begun to carry out? */
+static bool vm_snapshot_is_requested(const VMSnapshot *s)
+{
+    return s->state == REQUEST_ON_VCPU || s->state == REQUEST_IN_MAIN_LOOP ||
+        s->state == REQUEST_HALF_DONE;
 }
 
 /*
@@ -133,10 +142,10 @@ static void vm_snapshot_bh(void *opaque)
     int ret;
 
     qemu_bh_cancel(s->bh);
-    if (s->state != REQUEST_IDLE && runstate_check(RUN_STATE_SHUTDOWN)) {
+    if (vm_snapshot_is_requested(s) && runstate_check(RUN_STATE_SHUTDOWN)) {
         /* QEMU ends, and so may what a restore relies on. */
         vm_snapshot_set_state(s, REQUEST_IDLE);
-    } else if (s->state != REQUEST_IDLE) {
+    } else if (vm_snapshot_is_requested(s)) {
         ret = vm_snapshot_do(s, s->op, s->slot, s->since, &err);
         if (ret) {
             vm_snapshot_report(s, err);
@@ -182,7 +191,7 @@ int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot)
 
 void vm_snapshot_cancel(VMSnapshot *s)
 {
-    if (s->state != REQUEST_RUNNING && s->state != REQUEST_IDLE) {
+    if (vm_snapshot_is_requested(s)) {
         vm_snapshot_set_state(s, REQUEST_IDLE);
     }
 }
@@ -194,11 +203,15 @@ static bool vm_snapshot_end_request(VMSnapshot *s, Error **errp)
         error_setg(errp, "A command of the guest's is being carried out");
         return false;
     }
+    if (s->state == REQUEST_COMMITTING) {
+        error_setg(errp, "A commit of disks to their images is under way");
+        return false;
+    }
     /*
      * In a machine saved or restored now, the store that made the request
      * would have been executed and had no effect.
      */
-    if (s->state != REQUEST_IDLE) {
+    if (vm_snapshot_is_requested(s)) {
         vm_snapshot_bh(s);
     }
     return true;
@@ -226,6 +239,32 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned slot,
     m = vm_snapshot_verify_slot(s, slot, errp);
     vm_snapshot_set_state(s, REQUEST_IDLE);
     return m;
+}
+
+static void vm_snapshot_committed(VMSnapshot *s)
+{
+    vm_snapshot_set_state(s, REQUEST_IDLE);
+    object_unref(OBJECT(s));
+}
+
+Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
+                        int64_t slot, Error **errp)
+{
+    VMSnapshotOp as = slot < 0 ? VM_SNAPSHOT_SAVE : VM_SNAPSHOT_RESTORE;
+    Job *job;
+
+    if (!vm_snapshot_end_request(s, errp) ||
+        vm_snapshot_refused(s, as, MAX(slot, 0), errp)) {
+        return NULL;
+    }
+    vm_snapshot_set_state(s, REQUEST_COMMITTING);
+    object_ref(OBJECT(s));
+    job = vm_snapshot_commit_start(s, job_id, flags, slot,
+                                   vm_snapshot_committed, errp);
+    if (!job) {
+        vm_snapshot_committed(s);
+    }
+    return job;
 }
 
 bool vm_snapshot_in_progress(const VMSnapshot *s)

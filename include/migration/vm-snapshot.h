@@ -114,6 +114,21 @@ int vm_snapshot_run(VMSnapshot *s, VMSnapshotOp op, unsigned slot,
 SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned slot,
                                              Error **errp);
 
+/**
+ * vm_snapshot_commit: write the content of disks to their images
+ * @job_id: of the job that does that
+ * @flags: of job_create()
+ * @slot: whose content it is; -1: what the guest sees
+ *
+ * As vm_snapshot_run(), but returns when the job has begun.  The machine is
+ * stopped until its end, and all other operations fail with -EBUSY.
+ *
+ * Returns: the job, a reference of its own; or NULL with @errp set and nothing
+ * changed
+ */
+struct Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
+                               int64_t slot, Error **errp);
+
 /** vm_snapshot_restores: how often the slot was restored since its save */
 uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot);
 

@@ -636,6 +636,38 @@ static void virtio_check(Virtio *v, uint64_t sector, uint8_t value)
     }
 }
 
+static void virtio_start(Virtio *v, const char *properties,
+                         const char *machine, const char *path)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(8, 0) };
+
+    v->vm = snapshot_vm_start(
+        properties, "-M %s -nodefaults -object iothread,id=io "
+        "-drive if=none,id=d,format=raw,file=%s "
+        "-device virtio-blk-pci,drive=d,iothread=io,addr=8", machine, path);
+    v->pci = virtio_pci_new(v->vm->pci, &addr);
+    v->d = &v->pci->vdev;
+    pc_alloc_init(&v->alloc, v->vm->qts, ALLOC_NO_FLAGS);
+    qvirtio_pci_device_enable(v->pci);
+    qvirtio_start_device(v->d);
+    qvirtio_set_features(v->d, qvirtio_get_features(v->d) &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
+                           1ull << VIRTIO_RING_F_EVENT_IDX));
+    v->vq = qvirtqueue_setup(v->d, &v->alloc, 0);
+    qvirtio_set_driver_ok(v->d);
+    v->buffer = guest_alloc(&v->alloc, 2048);
+}
+
+static void virtio_end(Virtio *v)
+{
+    qvirtqueue_cleanup(v->d->bus, v->vq, &v->alloc);
+    g_free(v->pci->pdev);
+    g_free(v->pci);
+    alloc_destroy(&v->alloc);
+    snapshot_vm_end(v->vm);
+}
+
 /* The driver here has indices of its own that have to go back, too. */
 static void virtio_restore(Virtio *v, const QVirtQueue *saved)
 {
@@ -650,29 +682,11 @@ static void virtio_restore(Virtio *v, const QVirtQueue *saved)
 static void test_iothread(const void *machine)
 {
     char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(8, 0) };
     Virtio v = { };
     QVirtQueue saved;
     unsigned i;
 
-    v.vm = snapshot_vm_start(
-        ",verify=on", "-M %s -nodefaults -object iothread,id=io "
-        "-drive if=none,id=d,format=raw,file=%s "
-        "-device virtio-blk-pci,drive=d,iothread=io,addr=8",
-        (const char *)machine, path);
-    v.pci = virtio_pci_new(v.vm->pci, &addr);
-    v.d = &v.pci->vdev;
-    pc_alloc_init(&v.alloc, v.vm->qts, ALLOC_NO_FLAGS);
-    qvirtio_pci_device_enable(v.pci);
-    qvirtio_start_device(v.d);
-    qvirtio_set_features(v.d, qvirtio_get_features(v.d) &
-                         ~(QVIRTIO_F_BAD_FEATURE |
-                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
-                           1ull << VIRTIO_RING_F_EVENT_IDX));
-    v.vq = qvirtqueue_setup(v.d, &v.alloc, 0);
-    qvirtio_set_driver_ok(v.d);
-    v.buffer = guest_alloc(&v.alloc, 2048);
-
+    virtio_start(&v, ",verify=on", machine, path);
     virtio_check(&v, 1, 0x11);
     snapshot_save(v.vm, 0);
     saved = *v.vq;
@@ -685,13 +699,426 @@ static void test_iothread(const void *machine)
         virtio_check(&v, 5000 + i, 0x11);
         virtio_restore(&v, &saved);
     }
-
-    qvirtqueue_cleanup(v.d->bus, v.vq, &v.alloc);
-    g_free(v.pci->pdev);
-    g_free(v.pci);
-    alloc_destroy(&v.alloc);
-    snapshot_vm_end(v.vm);
+    virtio_end(&v);
     end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
+/* ---- Commits ---- */
+
+static void start_commit(SnapshotVM *vm, int slot)
+{
+    if (slot < 0) {
+        qtest_qmp_assert_success(
+            vm->qts, "{ 'execute': 'x-snapshot-device-commit', 'arguments': {"
+            " 'job-id': 'job0' } }");
+    } else {
+        qtest_qmp_assert_success(
+            vm->qts, "{ 'execute': 'x-snapshot-device-commit', 'arguments': {"
+            " 'job-id': 'job0', 'slot': %d } }", slot);
+    }
+}
+
+/* @text: NULL, or what the error contains. */
+static void wait_commit(SnapshotVM *vm, const char *text)
+{
+    QDict *event, *answer, *job;
+    bool done = false;
+
+    while (!done) {
+        event = qtest_qmp_eventwait_ref(vm->qts, "JOB_STATUS_CHANGE");
+        done = !strcmp(qdict_get_str(qdict_get_qdict(event, "data"), "status"),
+                       "concluded");
+        qobject_unref(event);
+    }
+    answer = qtest_qmp(vm->qts, "{ 'execute': 'query-jobs' }");
+    job = qobject_to(QDict, qlist_peek(qdict_get_qlist(answer, "return")));
+    g_assert_cmpstr(qdict_get_str(job, "type"), ==, "snapshot-device-commit");
+    if (text) {
+        g_test_message("%s", qdict_get_str(job, "error"));
+        g_assert_nonnull(strstr(qdict_get_str(job, "error"), text));
+        g_assert_nonnull(strstr(qdict_get_str(job, "error"),
+                                "has part of the content only"));
+    } else {
+        g_assert_false(qdict_haskey(job, "error"));
+        g_assert_cmpint(qdict_get_int(job, "current-progress"), ==,
+                        qdict_get_int(job, "total-progress"));
+    }
+    qobject_unref(answer);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-dismiss',"
+                             " 'arguments': { 'id': 'job0' } }");
+    snapshot_assert_state(vm, "running");
+}
+
+static void commit(SnapshotVM *vm, int slot)
+{
+    start_commit(vm, slot);
+    wait_commit(vm, NULL);
+}
+
+static void commit_refused(SnapshotVM *vm, int slot, const char *text)
+{
+    QDict *error = slot < 0 ? qtest_qmp_assert_failure_ref(
+        vm->qts, "{ 'execute': 'x-snapshot-device-commit', 'arguments': {"
+        " 'job-id': 'job0' } }") : qtest_qmp_assert_failure_ref(
+        vm->qts, "{ 'execute': 'x-snapshot-device-commit', 'arguments': {"
+        " 'job-id': 'job0', 'slot': %d } }", slot);
+
+    g_test_message("%s", qdict_get_str(error, "desc"));
+    g_assert_nonnull(strstr(qdict_get_str(error, "desc"), text));
+    qobject_unref(error);
+    snapshot_assert_state(vm, "running");
+}
+
+/* @used: what is in sector_of(i); the others have @value. */
+static void check_image(const char *path, size_t size, uint8_t value,
+                        const uint8_t *used)
+{
+    g_autofree uint8_t *wanted = g_malloc(size);
+    g_autofree char *content = NULL;
+    gsize length;
+    unsigned i;
+
+    memset(wanted, value, size);
+    for (i = 0; i < USED_SECTORS; i++) {
+        memset(wanted + sector_of(i) * SECTOR, used[i], SECTOR);
+    }
+    g_assert_true(g_file_get_contents(path, &content, &length, NULL));
+    g_assert_cmpmem(content, length, wanted, size);
+}
+
+/*
+ * Slots and commits of them in any order, and of what the guest sees, beside a
+ * model.  Catches: content of another slot; what one commit wrote and the next
+ * does not write back; a slot that has lost what was in the image before.
+ */
+static void test_commit(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = start_ide(machine, ",slots=4,verify=on,overlay-size=32k",
+                               path, "");
+    g_autoptr(GRand) rand = g_rand_new_with_seed(2);
+    Content c = { };
+    QDict *disk, *info;
+    unsigned i, j, k;
+
+    memset(c.present, 0x11, USED_SECTORS);
+    commit(vm, -1);                     /* Nothing to do yet */
+    for (i = 0; i < 300; i++) {
+        unsigned n = g_rand_int_range(rand, 0, 4);
+        unsigned what = g_rand_int_range(rand, 0, 16);
+
+        if (what == 0 || !c.in_use[n]) {
+            snapshot_save(vm, n);
+            memcpy(c.saved[n], c.present, USED_SECTORS);
+            c.in_use[n] = true;
+        } else if (what == 1) {
+            snapshot_discard(vm, n);
+            c.in_use[n] = false;
+        } else if (what < 5) {
+            snapshot_restore(vm, n);
+            memcpy(c.present, c.saved[n], USED_SECTORS);
+            for (k = 0; k < 6; k++) {
+                j = g_rand_int_range(rand, 0, USED_SECTORS);
+                ide_check(vm, 0, sector_of(j), c.present[j]);
+            }
+        } else if (what < 8) {
+            commit(vm, n);
+            check_image(path, IMAGE_SECTORS * SECTOR, 0x11, c.saved[n]);
+        } else if (what == 8) {
+            commit(vm, -1);
+            check_image(path, IMAGE_SECTORS * SECTOR, 0x11, c.present);
+        } else {
+            j = g_rand_int_range(rand, 0, USED_SECTORS);
+            c.present[j] = i;
+            ide_write(vm, 0, sector_of(j), i);
+        }
+        if (what >= 5) {
+            j = g_rand_int_range(rand, 0, USED_SECTORS);
+            ide_check(vm, 0, sector_of(j), c.present[j]);
+        }
+    }
+
+    /* With no slots, nothing stays in memory. */
+    for (i = 0; i < 4; i++) {
+        if (c.in_use[i]) {
+            snapshot_discard(vm, i);
+        }
+    }
+    commit(vm, -1);
+    disk = query_disk(vm);
+    g_assert_cmpint(qdict_get_int(disk, "clusters"), ==, 0);
+    g_assert_cmpint(qdict_get_int(disk, "memory-bytes"), ==, 0);
+    g_assert_cmpint(qdict_get_int(disk, "spilled-bytes"), ==, 0);
+    qobject_unref(disk);
+    for (j = 0; j < USED_SECTORS; j++) {
+        ide_check(vm, 0, sector_of(j), c.present[j]);
+    }
+    info = snapshot_query(vm);
+    g_assert_cmpint(qdict_get_int(info, "mismatched"), ==, 0);
+    qobject_unref(info);
+    snapshot_vm_end(vm);
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, c.present);
+    g_unlink(path);
+    g_free(path);
+}
+
+/*
+ * Catches: a disk that is left out; RAM that goes back with the disks; an HMP
+ * command that does not wait, or takes no slot for slot 0.
+ */
+static void test_commit_several(const void *machine)
+{
+    uint8_t first[USED_SECTORS], second[USED_SECTORS];
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    char *path2 = make_image(IMAGE_SECTORS * SECTOR, 0x22);
+    g_autofree char *more = g_strdup_printf(
+        "-drive if=none,id=e,format=raw,file=%s "
+        "-device ide-hd,drive=e,bus=ide.0,unit=1,id=hdb", path2);
+    SnapshotVM *vm = start_ide(machine, "", path, more);
+    g_autofree char *text = NULL, *none = NULL, *wrong = NULL;
+
+    memset(first, 0x11, USED_SECTORS);
+    memset(second, 0x22, USED_SECTORS);
+    snapshot_save(vm, 0);
+    ide_write(vm, 0, sector_of(1), 0x33);
+    ide_write(vm, 1, sector_of(2), 0x44);
+    snapshot_save(vm, 1);
+    ide_write(vm, 0, sector_of(1), 0x55);
+    ide_write(vm, 1, sector_of(2), 0x66);
+    qtest_writeb(vm->qts, 0x100000, 0x5a);
+    commit(vm, 1);
+    first[1] = 0x33;
+    second[2] = 0x44;
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, first);
+    check_image(path2, IMAGE_SECTORS * SECTOR, 0x22, second);
+    g_assert_cmphex(qtest_readb(vm->qts, 0x100000), ==, 0x5a);
+    ide_check(vm, 0, sector_of(1), 0x55);
+    ide_check(vm, 1, sector_of(2), 0x66);
+
+    text = qtest_hmp(vm->qts, "x_snapshot_device_commit");
+    g_assert_cmpstr(text, ==, "");
+    first[1] = 0x55;
+    second[2] = 0x66;
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, first);
+    check_image(path2, IMAGE_SECTORS * SECTOR, 0x22, second);
+    none = qtest_hmp(vm->qts, "x_snapshot_device_commit 0");
+    g_assert_cmpstr(none, ==, "");
+    first[1] = 0x11;
+    second[2] = 0x22;
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, first);
+    check_image(path2, IMAGE_SECTORS * SECTOR, 0x22, second);
+    wrong = qtest_hmp(vm->qts, "x_snapshot_device_commit 2");
+    g_assert_nonnull(strstr(wrong, "There is no snapshot in slot 2"));
+    ide_check(vm, 0, sector_of(1), 0x55);
+    snapshot_restore(vm, 1);
+    ide_check(vm, 0, sector_of(1), 0x33);
+    ide_check(vm, 1, sector_of(2), 0x44);
+    snapshot_vm_end(vm);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+    end_image(path2, IMAGE_SECTORS * SECTOR, 0x22);
+}
+
+/* Catches: what is committed though the user has said that disks stay. */
+static void test_commit_refused(const void *machine)
+{
+    static const char *const disks[] = { "keep", "refuse" };
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm;
+    unsigned i;
+
+    for (i = 0; i < 2; i++) {
+        g_autofree char *properties = g_strdup_printf(",disks=%s", disks[i]);
+
+        vm = start_ide(machine, properties, path, "");
+        commit_refused(vm, -1, "nothing to commit");
+        snapshot_vm_end(vm);
+    }
+
+    vm = start_ide(machine, "", path, "-device virtio-scsi-pci,id=scsi "
+                   "-blockdev null-co,node-name=n,size=1048576,read-zeroes=on");
+    commit_refused(vm, 0, "There is no snapshot in slot 0");
+    snapshot_save(vm, 0);
+    commit_refused(vm, 1, "There is no snapshot in slot 1");
+    commit_refused(vm, 64, "There is no slot 64");
+    qtest_qmp_device_add(vm->qts, "scsi-hd", "sda",
+                         "{ 'drive': 'n', 'bus': 'scsi.0' }");
+    commit_refused(vm, 0, "Disk of 'sda' was not there");
+    commit(vm, -1);
+    snapshot_vm_end(vm);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
+static SnapshotVM *start_blkdebug(const void *machine, const char *path,
+                                  const char *options)
+{
+    return snapshot_vm_start(
+        "", "-M %s -nodefaults -blockdev driver=raw,node-name=n,"
+        "file.driver=blkdebug,file.image.driver=file,file.image.filename=%s%s "
+        "-device ide-hd,drive=n,bus=ide.0,unit=0,id=hda",
+        (const char *)machine, path, options);
+}
+
+/*
+ * Catches: a save or restore in the middle of a commit, by the guest or the
+ * host; a job that cannot be cancelled, or goes on then.
+ */
+static void test_commit_busy(const void *machine)
+{
+    static const char *const commands[] = { "save", "restore", "discard" };
+    uint8_t used[USED_SECTORS];
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = start_blkdebug(machine, path, "");
+    unsigned i;
+
+    memset(used, 0x11, USED_SECTORS);
+    ide_check(vm, 0, sector_of(1), 0x11);
+    snapshot_save(vm, 0);
+    ide_write(vm, 0, sector_of(3), 0x33);
+    ide_write(vm, 0, sector_of(4), 0x44);
+    g_free(qtest_hmp(vm->qts, "qemu-io -d hda \"break pwritev A\""));
+    start_commit(vm, -1);
+    g_free(qtest_hmp(vm->qts, "qemu-io -d hda \"wait_break A\""));
+    snapshot_assert_state(vm, "paused");
+    for (i = 0; i < ARRAY_SIZE(commands); i++) {
+        snapshot_qmp_refused(vm, commands[i], 0, "commit of disks");
+    }
+    g_assert_cmphex(snapshot_command(vm, SNAPSHOT_CMD_RESTORE, 0), ==,
+                    SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_BUSY);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-cancel',"
+                             " 'arguments': { 'id': 'job0' } }");
+    g_free(qtest_hmp(vm->qts, "qemu-io -d hda \"resume A\""));
+    wait_commit(vm, "cancelled");
+
+    used[3] = 0x33;                     /* and no more */
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+    ide_check(vm, 0, sector_of(4), 0x44);
+    snapshot_restore(vm, 0);
+    ide_check(vm, 0, sector_of(3), 0x11);
+    ide_check(vm, 0, sector_of(4), 0x11);
+    ide_write(vm, 0, sector_of(4), 0x55);
+    commit(vm, -1);
+    used[3] = 0x11;
+    used[4] = 0x55;
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+    snapshot_vm_end(vm);
+    g_unlink(path);
+    g_free(path);
+}
+
+/*
+ * Catches: an error that is not told, or not of which disk; a guest that finds
+ * its disk changed then; a commit that cannot be tried again.
+ */
+static void test_commit_error(const void *machine)
+{
+    uint8_t used[USED_SECTORS];
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    g_autofree char *options = g_strdup_printf(
+        ",file.inject-error.0.event=none,file.inject-error.0.iotype=write,"
+        "file.inject-error.0.once=on,file.inject-error.0.errno=28,"
+        "file.inject-error.0.sector=%u", sector_of(4));
+    SnapshotVM *vm = start_blkdebug(machine, path, options);
+
+    memset(used, 0x11, USED_SECTORS);
+    snapshot_save(vm, 0);
+    ide_write(vm, 0, sector_of(3), 0x33);
+    ide_write(vm, 0, sector_of(4), 0x44);
+    start_commit(vm, -1);
+    wait_commit(vm, "image of 'hda'");
+    used[3] = 0x33;
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+    ide_check(vm, 0, sector_of(3), 0x33);
+    ide_check(vm, 0, sector_of(4), 0x44);
+    snapshot_restore(vm, 0);
+    ide_check(vm, 0, sector_of(3), 0x11);
+    ide_write(vm, 0, sector_of(4), 0x55);
+    commit(vm, -1);
+    used[3] = 0x11;
+    used[4] = 0x55;
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+    snapshot_vm_end(vm);
+    g_unlink(path);
+    g_free(path);
+}
+
+/*
+ * QEMU ends while a job writes slowly.  Catches: one that waits for the other
+ * for ever; a job that goes on where all is to be at rest.
+ */
+static void test_commit_quit(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = snapshot_vm_start(
+        "", "-M %s -nodefaults "
+        "-object throttle-group,id=tg,x-bps-write=2048 "
+        "-blockdev driver=throttle,throttle-group=tg,node-name=n,"
+        "file.driver=raw,file.file.driver=file,file.file.filename=%s "
+        "-device ide-hd,drive=n,bus=ide.0,unit=0,id=hda",
+        (const char *)machine, path);
+    g_autofree char *content = NULL;
+    unsigned i;
+
+    snapshot_save(vm, 0);
+    for (i = 0; i < 30; i++) {
+        ide_write(vm, 0, i * 8, 0x33);
+    }
+    start_commit(vm, -1);
+    /* A reset does not get in its way, nor does somebody who drains. */
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'system_reset' }");
+    qtest_qmp_eventwait(vm->qts, "RESET");
+    qtest_qmp_assert_success(
+        vm->qts, "{ 'execute': 'blockdev-add', 'arguments': {"
+        " 'driver': 'raw', 'node-name': 'r', 'read-only': true,"
+        " 'file': 'n' } }");
+    g_assert_true(g_file_get_contents(path, &content, NULL, NULL));
+    g_assert_cmphex((uint8_t)content[29 * 8 * SECTOR], ==, 0x11);
+    snapshot_vm_end(vm);
+    g_free(content);
+    g_assert_true(g_file_get_contents(path, &content, NULL, NULL));
+    for (i = 1; i < 30; i++) {
+        /* 0x33, and from some sector on 0x11 */
+        g_assert_cmphex((uint8_t)content[i * 8 * SECTOR], <=,
+                        (uint8_t)content[(i - 1) * 8 * SECTOR]);
+    }
+    g_unlink(path);
+    g_free(path);
+}
+
+/* Catches: a commit that needs the disk to be in the main loop's thread. */
+static void test_commit_iothread(const void *machine)
+{
+    uint8_t used[USED_SECTORS];
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    Virtio v = { };
+    QVirtQueue saved;
+    unsigned i;
+
+    memset(used, 0x11, USED_SECTORS);
+    virtio_start(&v, ",verify=on", machine, path);
+    virtio_check(&v, sector_of(1), 0x11);
+    virtio_write(&v, sector_of(2), 0x22);
+    snapshot_save(v.vm, 0);
+    saved = *v.vq;
+    for (i = 0; i < 3; i++) {
+        virtio_write(&v, sector_of(1), 0x30 + i);
+        commit(v.vm, -1);
+        used[1] = 0x30 + i;
+        used[2] = 0x22;
+        check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+        virtio_check(&v, sector_of(1), 0x30 + i);
+        commit(v.vm, 0);
+        used[1] = 0x11;
+        check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+        virtio_check(&v, sector_of(1), 0x30 + i);
+        virtio_restore(&v, &saved);
+        virtio_check(&v, sector_of(1), 0x11);
+        virtio_check(&v, sector_of(2), 0x22);
+        virtio_restore(&v, &saved);
+    }
+    virtio_end(&v);
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+    g_unlink(path);
+    g_free(path);
 }
 
 /* IDE at port 0x1f0 is the pc's, as is a controller of floppies. */
@@ -715,9 +1142,16 @@ int main(int argc, char **argv)
     add_pc_tests("disks/temporary", test_temporary);
     add_pc_tests("disks/medium", test_medium);
     add_pc_tests("disks/cdrom", test_cdrom);
+    add_pc_tests("disks/commit/slots", test_commit);
+    add_pc_tests("disks/commit/several", test_commit_several);
+    add_pc_tests("disks/commit/refused", test_commit_refused);
+    add_pc_tests("disks/commit/busy", test_commit_busy);
+    add_pc_tests("disks/commit/error", test_commit_error);
+    add_pc_tests("disks/commit/quit", test_commit_quit);
     snapshot_add_tests("disks/flash", test_flash);
     if (qtest_has_device("virtio-blk-pci")) {
         snapshot_add_tests("disks/iothread", test_iothread);
+        snapshot_add_tests("disks/commit/iothread", test_commit_iothread);
     }
     return g_test_run();
 }
