@@ -97,6 +97,11 @@ SnapshotOverlayCommit *snapshot_overlay_commit_begin(BlockDriverState *bs,
         return NULL;
     }
     below = node_below(bs);
+    if (below->open_flags & BDRV_O_TEMPORARY) {
+        error_setg(errp, "Node '%s' is a temporary file (-snapshot), which is "
+                   "gone when QEMU ends", bdrv_get_node_name(below));
+        return NULL;
+    }
     c = g_new0(SnapshotOverlayCommit, 1);
     c->bs = bs;
     c->was_read_only = bdrv_is_read_only(below);

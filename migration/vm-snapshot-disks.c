@@ -51,6 +51,18 @@ static BlockBackend *next_disk(BlockBackend *blk)
     return blk;
 }
 
+char *vm_snapshot_disk_name(BlockBackend *blk)
+{
+    DeviceState *dev = blk_get_attached_dev(blk), *outer;
+
+    /* What the user named is virtio-blk-pci, not the virtio device in it. */
+    outer = dev && !dev->id ?
+        (DeviceState *)object_dynamic_cast(OBJECT(dev)->parent, TYPE_DEVICE) :
+        NULL;
+    return outer && outer->id ? g_strdup(outer->id)
+                              : blk_get_attached_dev_id(blk);
+}
+
 /* Does somebody else write to a node, or to what it is only a filter of? */
 static bool is_written_otherwise(BlockDriverState *bs, Error **errp)
 {
@@ -114,7 +126,7 @@ static bool cannot_be_put_back(BlockBackend *blk, Error **errp)
 
 static bool is_disk_refused(BlockBackend *blk, Error **errp)
 {
-    g_autofree char *device = blk_get_attached_dev_id(blk);
+    g_autofree char *device = vm_snapshot_disk_name(blk);
     ERRP_GUARD();
 
     if (cannot_be_put_back(blk, errp)) {
@@ -159,7 +171,7 @@ static bool insert_overlay(const VMSnapshot *s, BlockBackend *blk,
 
     bs = snapshot_overlay_insert(blk_bs(blk), options, errp);
     if (!bs) {
-        g_autofree char *device = blk_get_attached_dev_id(blk);
+        g_autofree char *device = vm_snapshot_disk_name(blk);
 
         error_prepend(errp, "Disk of '%s' could not be put back, as what is "
                       "written to it cannot be kept in memory: ", device);
@@ -217,7 +229,7 @@ bool vm_snapshot_disks_refused(const VMSnapshot *s, Error **errp)
             }
             continue;
         }
-        device = blk_get_attached_dev_id(blk);
+        device = vm_snapshot_disk_name(blk);
         if (s->config.disks == SNAPSHOT_DEVICE_DISKS_RESTORE) {
             error_setg(errp, "Disk of '%s' was plugged or changed during the "
                        "save", device);
@@ -263,7 +275,7 @@ VMSnapshotDisks *vm_snapshot_disks_save(const VMSnapshot *s)
         Disk *disk = &disks->disks[disks->n];
 
         disk->blk = blk;
-        disk->device = blk_get_attached_dev_id(blk);
+        disk->device = vm_snapshot_disk_name(blk);
         disk->slot = find_slot(disks, blk_bs(blk));
         disk->shared = disk->slot;
         if (!disk->shared) {
@@ -298,7 +310,7 @@ static void tell_which(const VMSnapshotDisks *disks, Error **errp)
         }
     }
     for (blk = next_disk(NULL); blk; blk = next_disk(blk)) {
-        g_autofree char *device = blk_get_attached_dev_id(blk);
+        g_autofree char *device = vm_snapshot_disk_name(blk);
 
         for (i = 0; i < disks->n && !is_same(&disks->disks[i], blk); i++) {
             /* Go on */
@@ -370,7 +382,7 @@ bool vm_snapshot_disks_foreach(const VMSnapshotDisks *disks,
         if (!bdrv_is_snapshot_overlay(blk_bs(blk)) || is_shared(blk)) {
             continue;
         }
-        device = blk_get_attached_dev_id(blk);
+        device = vm_snapshot_disk_name(blk);
         if (!func(device, blk_bs(blk), disks ? disks->disks[i].slot : NULL,
                   opaque, errp)) {
             return false;
@@ -420,7 +432,7 @@ SnapshotDeviceDiskList *vm_snapshot_disks_query(void)
         }
         snapshot_overlay_query(blk_bs(blk), &stats);
         disk = g_new0(SnapshotDeviceDisk, 1);
-        disk->device = blk_get_attached_dev_id(blk);
+        disk->device = vm_snapshot_disk_name(blk);
         disk->node_name = g_strdup(bdrv_get_node_name(blk_bs(blk)));
         disk->clusters = stats.clusters;
         disk->zeroed_areas = stats.zeroed_areas;

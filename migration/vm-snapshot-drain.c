@@ -70,7 +70,7 @@ static bool is_busy(Error **errp)
 
     for (blk = blk_all_next(NULL); blk; blk = blk_all_next(blk)) {
         if (!blk_is_idle(blk)) {
-            g_autofree char *id = blk_get_attached_dev_id(blk);
+            g_autofree char *id = vm_snapshot_disk_name(blk);
 
             error_setg(errp, "A disk is busy: requests of '%s' do not come to "
                        "an end", *id ? id : blk_name(blk));

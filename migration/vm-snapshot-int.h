@@ -157,6 +157,13 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
  */
 
 /**
+ * vm_snapshot_disk_name: what the user calls the device that uses a disk
+ *
+ * Returns: its id, else its path; empty if there is none; for the caller to free
+ */
+char *vm_snapshot_disk_name(BlockBackend *blk);
+
+/**
  * vm_snapshot_disks_prepare: put an overlay on each writable disk without one
  *
  * Called in the main loop with the BQL held and nothing drained, as it drains

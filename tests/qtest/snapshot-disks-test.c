@@ -383,23 +383,6 @@ static void test_medium(const void *machine)
     end_image(second, 1440 * KiB, 0x22);
 }
 
-/* Catches: a disk that cannot be opened anew, as its file has no name. */
-static void test_temporary(const void *machine)
-{
-    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
-    SnapshotVM *vm = start_ide(machine, "", path, "-snapshot");
-
-    ide_write(vm, 0, 1, 0x22);
-    snapshot_save(vm, 0);
-    ide_write(vm, 0, 1, 0x33);
-    ide_write(vm, 0, 2, 0x33);
-    snapshot_restore(vm, 0);
-    ide_check(vm, 0, 1, 0x22);
-    ide_check(vm, 0, 2, 0x11);
-    snapshot_vm_end(vm);
-    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
-}
-
 /* Catches: a CD taken for a disk that is written to, since its node could be. */
 static void test_cdrom(const void *machine)
 {
@@ -644,7 +627,8 @@ static void virtio_start(Virtio *v, const char *properties,
     v->vm = snapshot_vm_start(
         properties, "-M %s -nodefaults -object iothread,id=io "
         "-drive if=none,id=d,format=raw,file=%s "
-        "-device virtio-blk-pci,drive=d,iothread=io,addr=8", machine, path);
+        "-device virtio-blk-pci,drive=d,iothread=io,addr=8,id=vda",
+        machine, path);
     v->pci = virtio_pci_new(v->vm->pci, &addr);
     v->d = &v->pci->vdev;
     pc_alloc_init(&v->alloc, v->vm->qts, ALLOC_NO_FLAGS);
@@ -684,12 +668,16 @@ static void test_iothread(const void *machine)
     char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
     Virtio v = { };
     QVirtQueue saved;
+    QDict *disk;
     unsigned i;
 
     virtio_start(&v, ",verify=on", machine, path);
     virtio_check(&v, 1, 0x11);
     snapshot_save(v.vm, 0);
     saved = *v.vq;
+    disk = query_disk(v.vm);
+    g_assert_cmpstr(qdict_get_str(disk, "device"), ==, "vda");
+    qobject_unref(disk);
     for (i = 0; i < 5; i++) {
         virtio_write(&v, 1, 0x30 + i);
         virtio_write(&v, 5000 + i, 0x30 + i);
@@ -918,6 +906,27 @@ static void test_commit_several(const void *machine)
     end_image(path2, IMAGE_SECTORS * SECTOR, 0x22);
 }
 
+/*
+ * Catches: a disk that cannot be opened anew, as its file has no name; one whose
+ * commit would be of no use.
+ */
+static void test_temporary(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = start_ide(machine, "", path, "-snapshot");
+
+    ide_write(vm, 0, 1, 0x22);
+    snapshot_save(vm, 0);
+    ide_write(vm, 0, 1, 0x33);
+    ide_write(vm, 0, 2, 0x33);
+    commit_refused(vm, 0, "Disk of 'hda' cannot be committed: Node");
+    snapshot_restore(vm, 0);
+    ide_check(vm, 0, 1, 0x22);
+    ide_check(vm, 0, 2, 0x11);
+    snapshot_vm_end(vm);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
 /* Catches: what is committed though the user has said that disks stay. */
 static void test_commit_refused(const void *machine)
 {
@@ -1139,7 +1148,7 @@ int main(int argc, char **argv)
     add_pc_tests("disks/plug", test_plug);
     add_pc_tests("disks/others", test_others);
     add_pc_tests("disks/migration", test_migration);
-    add_pc_tests("disks/temporary", test_temporary);
+    add_pc_tests("disks/commit/temporary", test_temporary);
     add_pc_tests("disks/medium", test_medium);
     add_pc_tests("disks/cdrom", test_cdrom);
     add_pc_tests("disks/commit/slots", test_commit);
