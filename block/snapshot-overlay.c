@@ -315,8 +315,8 @@ fail:
 }
 
 /*
- * A temporary file (-snapshot) has no name any more, so that it cannot be opened
- * anew, and by nobody else.
+ * A temporary file (-snapshot) has no name any more, so that it cannot be
+ * opened anew, and by nobody else.
  */
 static bool stays_as_it_is(BlockDriverState *bs)
 {

@@ -159,7 +159,7 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
 /**
  * vm_snapshot_disk_name: what the user calls the device that uses a disk
  *
- * Returns: its id, else its path; empty if there is none; for the caller to free
+ * Returns: its id, else its path; empty if there is none; the caller owns it
  */
 char *vm_snapshot_disk_name(BlockBackend *blk);
 

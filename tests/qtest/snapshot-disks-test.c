@@ -383,7 +383,7 @@ static void test_medium(const void *machine)
     end_image(second, 1440 * KiB, 0x22);
 }
 
-/* Catches: a CD taken for a disk that is written to, since its node could be. */
+/* Catches: a CD taken for a disk that is written to, as its node could be. */
 static void test_cdrom(const void *machine)
 {
     char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
@@ -907,8 +907,8 @@ static void test_commit_several(const void *machine)
 }
 
 /*
- * Catches: a disk that cannot be opened anew, as its file has no name; one whose
- * commit would be of no use.
+ * Catches: a disk that cannot be opened anew, as its file has no name; one
+ * whose commit would be of no use.
  */
 static void test_temporary(const void *machine)
 {
