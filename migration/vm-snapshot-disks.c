@@ -17,6 +17,7 @@
 #include "hw/qdev-core.h"
 #include "migration/blocker.h"
 #include "system/block-backend.h"
+#include "system/system.h"
 #include "trace.h"
 #include "vm-snapshot-int.h"
 
@@ -182,6 +183,43 @@ static bool insert_overlay(const VMSnapshot *s, BlockBackend *blk,
     return true;
 }
 
+/* Once; but what is written to a temporary file (-snapshot) is lost anyway. */
+static void tell_of_disks(VMSnapshot *s)
+{
+    BlockBackend *blk = next_disk(NULL);
+
+    while (blk && blk_bs(blk)->open_flags & BDRV_O_TEMPORARY) {
+        blk = next_disk(blk);
+    }
+    if (blk && !s->told_of_disks &&
+        s->config.disks == SNAPSHOT_DEVICE_DISKS_RESTORE) {
+        warn_report("snapshot: once a snapshot was saved, what the guest "
+                    "writes to its disks is in memory only, and lost when QEMU "
+                    "ends, unless it is committed");
+        s->told_of_disks = true;
+    }
+}
+
+static void machine_done(Notifier *notifier, void *data)
+{
+    tell_of_disks(container_of(notifier, VMSnapshot, machine_done));
+}
+
+void vm_snapshot_disks_init(VMSnapshot *s)
+{
+    s->machine_done.notify = machine_done;
+    qemu_add_machine_init_done_notifier(&s->machine_done);
+}
+
+void vm_snapshot_disks_finalize(VMSnapshot *s)
+{
+    if (s->machine_done.notify) {
+        qemu_remove_machine_init_done_notifier(&s->machine_done);
+    }
+    migrate_del_blocker(&s->migration_blocker);
+    g_free(s->overlay_dir);
+}
+
 bool vm_snapshot_disks_prepare(VMSnapshot *s, Error **errp)
 {
     BlockBackend *blk;
@@ -203,12 +241,7 @@ bool vm_snapshot_disks_prepare(VMSnapshot *s, Error **errp)
             return false;
         }
     }
-    if (!s->told_of_disks) {
-        warn_report("snapshot: what the guest writes to its disks from now on "
-                    "is in memory only, and lost when QEMU ends, unless it is "
-                    "committed");
-        s->told_of_disks = true;
-    }
+    tell_of_disks(s);
     return true;
 }
 

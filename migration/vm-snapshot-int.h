@@ -59,6 +59,7 @@ struct VMSnapshot {
     int64_t report_again;       /* not before this time, by get_clock() */
 
     char *overlay_dir;          /* or NULL: the overlay's default */
+    Notifier machine_done;      /* to tell of disks */
     Error *migration_blocker;   /* once disks are in memory */
     bool told_of_disks;         /* that they are */
 
@@ -162,6 +163,13 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
  * Returns: its id, else its path; empty if there is none; the caller owns it
  */
 char *vm_snapshot_disk_name(BlockBackend *blk);
+
+/**
+ * vm_snapshot_disks_init: say, once all devices are there, what becomes of disks
+ */
+void vm_snapshot_disks_init(VMSnapshot *s);
+
+void vm_snapshot_disks_finalize(VMSnapshot *s);
 
 /**
  * vm_snapshot_disks_prepare: put an overlay on each writable disk without one

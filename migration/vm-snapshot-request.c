@@ -11,7 +11,6 @@
 #include "qemu/timer.h"
 #include "qapi/error.h"
 #include "hw/core/cpu.h"
-#include "migration/blocker.h"
 #include "migration/misc.h"
 #include "migration/vm-snapshot-state.h"
 #include "system/cpus.h"
@@ -318,6 +317,7 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     the_engine = s;
     object_property_add_child(parent, "engine", OBJECT(s));
     object_unref(OBJECT(s));
+    vm_snapshot_disks_init(s);
     return s;
 }
 
@@ -350,8 +350,7 @@ static void vm_snapshot_finalize(Object *obj)
         plug_log_stop();
     }
     ram_snapshot_store_free(s->store);
-    migrate_del_blocker(&s->migration_blocker);
-    g_free(s->overlay_dir);
+    vm_snapshot_disks_finalize(s);
     g_free(s->last_refusal);
     g_free(s->reset_reason);
     qapi_free_SnapshotDeviceMismatches(s->mismatches);
