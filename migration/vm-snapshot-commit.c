@@ -29,6 +29,7 @@ typedef struct CommitJob {
     VMSnapshotCommitDone *done;
     GArray *disks;                      /* of CommitDisk */
     bool was_live;                      /* the machine */
+    Notifier shutdown;
 } CommitJob;
 
 static CommitDisk *nth_disk(CommitJob *job, guint i)
@@ -50,6 +51,14 @@ static void go_to_slots(CommitJob *job)
     }
 }
 
+/* QEMU ends, and ends jobs on its way: the machine must not go on then. */
+static void on_shutdown(Notifier *notifier, void *opaque)
+{
+    CommitJob *job = container_of(notifier, CommitJob, shutdown);
+
+    job->was_live = false;
+}
+
 /* Let all be as it was before the job. */
 static void end_commits(CommitJob *job)
 {
@@ -64,6 +73,7 @@ static void end_commits(CommitJob *job)
         g_free(disk->device);
     }
     g_array_unref(job->disks);
+    notifier_remove(&job->shutdown);
     /* A reset may have come meanwhile; else somebody has started it already. */
     if (job->was_live && (runstate_check(RUN_STATE_PAUSED) ||
                           runstate_check(RUN_STATE_PRELAUNCH))) {
@@ -182,6 +192,8 @@ Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id, int flags,
     job->done = done;
     job->disks = g_array_new(false, false, sizeof(CommitDisk));
     job->was_live = runstate_is_live(runstate_get());
+    job->shutdown.notify = on_shutdown;
+    qemu_register_shutdown_notifier(&job->shutdown);
     vm_stop(RUN_STATE_PAUSED);
     if (!begin_commits(job, disks, errp)) {
         end_commits(job);

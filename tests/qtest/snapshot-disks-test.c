@@ -1052,7 +1052,8 @@ static void test_commit_error(const void *machine)
 
 /*
  * QEMU ends while a job writes slowly.  Catches: one that waits for the other
- * for ever; a job that goes on where all is to be at rest.
+ * for ever; a job that goes on where all is to be at rest; a guest that runs
+ * again on the way out.
  */
 static void test_commit_quit(const void *machine)
 {
@@ -1065,6 +1066,7 @@ static void test_commit_quit(const void *machine)
         "-device ide-hd,drive=n,bus=ide.0,unit=0,id=hda",
         (const char *)machine, path);
     g_autofree char *content = NULL;
+    bool done = false;
     unsigned i;
 
     snapshot_save(vm, 0);
@@ -1081,6 +1083,18 @@ static void test_commit_quit(const void *machine)
         " 'file': 'n' } }");
     g_assert_true(g_file_get_contents(path, &content, NULL, NULL));
     g_assert_cmphex((uint8_t)content[29 * 8 * SECTOR], ==, 0x11);
+
+    qtest_qmp_send(vm->qts, "{ 'execute': 'quit' }");
+    while (!done) {
+        QDict *message = qtest_qmp_receive_dict(vm->qts);
+        const char *event = qdict_get_try_str(message, "event");
+
+        g_assert_cmpstr(event, !=, "RESUME");
+        done = !g_strcmp0(event, "JOB_STATUS_CHANGE") &&
+            !strcmp(qdict_get_str(qdict_get_qdict(message, "data"), "status"),
+                    "concluded");
+        qobject_unref(message);
+    }
     snapshot_vm_end(vm);
     g_free(content);
     g_assert_true(g_file_get_contents(path, &content, NULL, NULL));
