@@ -15,9 +15,12 @@ import subprocess
 import time
 
 from qemu.machine.machine import VMLaunchFailure
-from qemu_test import QemuSystemTest
+from qemu_test import QemuSystemTest, skipSlowTest
 
 FULL = os.getenv('QEMU_TEST_ALLOW_SLOW')
+# How many times slower QEMU is than one without sanitizers
+PATIENCE = int(os.getenv('QEMU_TEST_SNAPSHOT_PATIENCE', '1'))
+TIMEOUT = 300 * PATIENCE
 
 Controller = namedtuple('Controller', 'machine drivers disk args')
 
@@ -118,7 +121,7 @@ class SnapshotDisks(QemuSystemTest):
         guest.line.connect(line)
         return guest
 
-    def wait_for(self, guest, text, timeout=300):
+    def wait_for(self, guest, text, timeout=TIMEOUT):
         end = time.monotonic() + timeout
         while text not in guest.output():
             output = guest.output()
@@ -127,7 +130,7 @@ class SnapshotDisks(QemuSystemTest):
             self.assertLess(time.monotonic(), end, output[-2000:])
             time.sleep(0.05)
 
-    def finish(self, guest, text, timeout=600):
+    def finish(self, guest, text, timeout=2 * TIMEOUT):
         """Let the guest stop what it does; it must be content."""
         guest.line.sendall(b'stop\n')
         guest.vm.wait(timeout=timeout)
@@ -184,7 +187,7 @@ class SnapshotDisks(QemuSystemTest):
                           f'if=none,id=disk,format={fmt},file={self.disk},'
                           'discard=unmap', *controller.args.split())
         self.wait_for(guest, 'load: go')
-        image = self.restore(guest, *((50, 1000) if FULL else (4, 32)))
+        image = self.restore(guest, *((50, 1000) if FULL else (4, 24)))
         self.finish(guest, 'load: ok')
         self.assertEqual(digest(self.disk), image, 'written to the image')
 
@@ -195,6 +198,7 @@ class SnapshotDisks(QemuSystemTest):
         """
         self.do_load('virtio_blk', 'ext4', 'wal')
 
+    @skipSlowTest()
     def test_sqlite_delete(self):
         self.do_load('ahci', 'btrfs', 'delete', fmt='raw')
 
@@ -220,9 +224,10 @@ class SnapshotDisks(QemuSystemTest):
         # fsck finds nothing but a journal, and nothing that it leaves.
         guest = self.boot(controller, f'replay,{controller.disk}', *args,
                           name='next')
-        guest.vm.wait(timeout=300)
+        guest.vm.wait(timeout=TIMEOUT)
         self.assertIn('guest: replay exited with 0', guest.output())
 
+    @skipSlowTest()
     def test_kill_raw(self):
         self.do_kill('raw')
 
@@ -304,12 +309,12 @@ class SnapshotDisks(QemuSystemTest):
         where no file system is mounted.
         """
         controller = CONTROLLERS['virtio_blk']
-        self.disk = self.image('raw')
-        guest = self.boot(controller, 'mounted,20', '-device',
+        self.disk = self.image('raw', size='16M')
+        guest = self.boot(controller, 'mounted,6', '-device',
                           'snapshot,verify=on', '-drive',
                           f'if=none,id=disk,format=raw,file={self.disk}',
                           *controller.args.split())
-        guest.vm.wait(timeout=300)
+        guest.vm.wait(timeout=TIMEOUT)
         self.assertIn('mounted: ok', guest.output(), guest.output()[-2000:])
 
 
