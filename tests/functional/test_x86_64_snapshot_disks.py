@@ -30,6 +30,11 @@ CONTROLLERS = {
     'iothread': Controller('q35', 'virtio_pci,virtio_blk', '/dev/vda',
                            '-object iothread,id=io '
                            '-device virtio-blk-pci,drive=disk,iothread=io'),
+    'queues': Controller('q35', 'virtio_pci,virtio_blk', '/dev/vda',
+                         '-object iothread,id=a -object iothread,id=b -device '
+                         '{"driver":"virtio-blk-pci","drive":"disk",'
+                         '"num-queues":2,"iothread-vq-mapping":'
+                         '[{"iothread":"a"},{"iothread":"b"}]} -smp 2'),
     'virtio_scsi': Controller('q35', 'virtio_pci,virtio_scsi,sd_mod',
                               '/dev/sda', '-device virtio-scsi-pci '
                               '-device scsi-hd,drive=disk'),
@@ -44,6 +49,7 @@ CONTROLLERS = {
 FILE_SYSTEMS = 'ext4', 'xfs', 'btrfs'
 OFTEN = {
     ('ext4', 'virtio_blk'), ('xfs', 'iothread'), ('btrfs', 'virtio_scsi'),
+    ('btrfs', 'queues'),
     ('ext4', 'ahci'), ('ext4', 'piix'), ('xfs', 'nvme'),
 }
 
@@ -300,6 +306,24 @@ class SnapshotDisks(QemuSystemTest):
         fifth.cmd('x-snapshot-device-save', slot=0)
         first.cmd('x-snapshot-device-restore', slot=0)
         fifth.cmd('x-snapshot-device-restore', slot=0)
+
+    def test_told(self):
+        """
+        Catches a user who is not told that what the guest writes will be lost,
+        or is though it is not.
+        """
+        self.disk = self.image()
+        for device, drive, told in (('snapshot', '', True),
+                                    ('snapshot', ',snapshot=on', False),
+                                    ('snapshot', ',readonly=on', False),
+                                    ('snapshot,disks=keep', '', False)):
+            vm = self.get_vm(name=f'{device}{drive}')
+            vm.add_args('-S', '-device', device, '-drive',
+                        f'if=virtio,format=qcow2,file={self.disk}{drive}')
+            vm.launch()
+            vm.shutdown()
+            self.assertEqual('lost when QEMU ends' in (vm.get_log() or ''),
+                             told, f'{device}{drive}: {vm.get_log()}')
 
     # The guest restores itself
 
