@@ -33,7 +33,8 @@ FIGURE = DOCS.with_name('snapshot-bench.svg')
 COSTS = ROOT / 'docs' / 'system' / 'devices' / 'snapshot-costs.rst.inc'
 
 # Lists of the results beside "records", each of which a record names
-KINDS = 'machines', 'devices', 'busy', 'calls', 'disks'
+KINDS = 'machines', 'devices', 'busy', 'calls', 'disks', \
+    'throughput'
 
 
 def command_output(*command):
@@ -85,6 +86,9 @@ def say_record(record):
         return f'not measured: {record["why"]}'
     if record.get('what') == 'calls':
         return f'{record["total"]:.2f} for each restore'
+    if record.get('what') == 'throughput':
+        return (f'{record["way"]}: {report.thousands(record["rate"])} '
+                f'{record["unit"]}')
     if record.get('what') == 'disks':
         return f'{report.number(record["us"]["median"])} us'
     if record.get('what') in ('devices', 'busy'):

@@ -45,6 +45,7 @@ class Records:
         self.busy = results.get('busy', [])
         self.calls = results.get('calls', [])
         self.disks = {d['clusters']: d for d in results.get('disks', [])}
+        self.throughput = results.get('throughput', [])
 
     def all(self, **wanted):
         return [r for r in self.records if wanted.items() <= r.items()]
@@ -192,6 +193,10 @@ def rows(r):
     for clusters, record in r.disks.items():
         added(f'a disk of which {clusters} clusters were written adds',
               median(record), disks.goal(clusters), None)
+    for record in r.throughput:
+        if record['way'] == 'overlay':
+            ratio(f'{record["pattern"]}, of the image alone', record['ratio'],
+                  '-', disks.GOAL_THROUGHPUT, most=False)
     added('an idle device adds, nine of ten', devices.nine_of_ten(r), ADDED[0],
           'each device')
     for what, records, goal, skipped in (
@@ -297,6 +302,9 @@ def ratios(r):
     record, why = r.machine('a disk, writable')
     add('time with a writable disk/a read-only one', record.get('us_ratio'),
         False, why)
+    add('throughput overlay/image, the least',
+        min((t['ratio'] for t in r.throughput if t['way'] == 'overlay'),
+            default=None))
     add('a cluster of a disk/memcpy of a page', cluster_over_memcpy(r), False)
     value, why = calls_over_before(r, 'KVM, bare')
     add('system calls now/before, KVM bare', value, False, why)

@@ -60,6 +60,8 @@ class Effort:
     turns: int          # of each of two machines
     turn_seconds: float
     calls_seconds: float
+    fio: int            # rounds of fio
+    fio_seconds: int
 
 
 class Bench:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from calls import calls
 import devices
-from disks import disks
+from disks import disks, PATTERNS, throughput, WAYS
 from measure import Effort, Setup, kvm_missing
 import shapes
 from turns import Track
@@ -17,13 +17,15 @@ Step = collections.namedtuple('Step', 'title seconds run')
 EFFORTS = {
     'quick': Effort(restores=1000, seconds=1.5, rate_seconds=0.5, stock=30,
                     stock_seconds=4, floor_seconds=0.8, turns=8,
-                    turn_seconds=0.2, calls_seconds=1.5),
+                    turn_seconds=0.2, calls_seconds=1.5, fio=3,
+                    fio_seconds=1),
     'full': Effort(restores=1000, seconds=12, rate_seconds=2, stock=100,
                    stock_seconds=15, floor_seconds=3, turns=20,
-                   turn_seconds=0.25, calls_seconds=3),
+                   turn_seconds=0.25, calls_seconds=3, fio=5, fio_seconds=3),
     'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1, stock=3,
                         stock_seconds=0, floor_seconds=0.1, turns=3,
-                        turn_seconds=0.05, calls_seconds=0.3),
+                        turn_seconds=0.05, calls_seconds=0.3, fio=1,
+                        fio_seconds=1),
 }
 
 CLUSTERS = 0, 10, 1000, 10000
@@ -173,6 +175,9 @@ class Plan:
                 2 * self.effort.seconds,
                 self.effort.restores * (0.001 + n * 2e-6)),
                      disks, self.bench, n)
+        self.add('a disk, throughput', 15 + self.effort.fio *
+                 self.effort.fio_seconds * 1.5 * len(PATTERNS) * len(WAYS),
+                 throughput, self.bench)
 
     def devices(self, wanted=None):
         qemu = self.bench.qemu

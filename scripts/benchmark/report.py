@@ -201,6 +201,15 @@ def disks(r):
              for n, d in sorted(r.disks.items())])
 
 
+def throughput(r):
+    return ("A guest's requests to a disk, 32 at once, by fio; beside the image "
+            'itself',
+            ['', 'way', 'rate', 'ratio'],
+            [[t['pattern'], t['way'],
+              f'{thousands(t["rate"])} {t["unit"]}', times(t['ratio'])]
+             for t in r.throughput])
+
+
 def host_lines(results):
     host = results['host']
     before, after = (', '.join(map(str, host[name]))
@@ -223,8 +232,8 @@ def busy_host(results):
 def text(results):
     r = Records(results)
     for title, head, lines in (restores(r), floors(r), fits(r), methods(r),
-                               machines(r), calls(r), disks(r), each_device(r),
-                               busy(r), goals(r)):
+                               machines(r), calls(r), disks(r), throughput(r),
+                               each_device(r), busy(r), goals(r)):
         if not lines:
             continue
         yield ''
@@ -255,7 +264,8 @@ def rst(results):
     yield '   :alt: time of a restore by the number of pages written to'
     yield ''
     for title, head, lines in (methods(r), restores(r, 10), fits(r),
-                               machines(r), calls(r), disks(r), busy(r)):
+                               machines(r), calls(r), disks(r), throughput(r),
+                               busy(r)):
         if not lines:
             continue
         yield from textwrap.wrap(f'{title}:', 79)

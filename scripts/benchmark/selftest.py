@@ -23,7 +23,7 @@ def without(results):
         if 'why' not in m:
             yield m['name'], {**results, 'machines': [
                 x for x in results['machines'] if x is not m]}
-    for kind in 'devices', 'busy', 'disks':
+    for kind in 'devices', 'busy', 'disks', 'throughput':
         yield kind, {**results, kind: []}
 
 
@@ -60,6 +60,8 @@ def tests(results, made, file):
             if c['name'] == CALLS[-1].name)
     yield 'disks were put back', len(read['disks']) >= 3 and \
         all(d['us']['median'] > 0 for d in read['disks'])
+    yield 'throughput was measured', len(read['throughput']) == 12 and \
+        all(t['rate'] > 0 for t in read['throughput'])
     yield 'there is a table of the devices', \
         all(any(name in line for line in report.costs(read))
             for name in SELF_TEST_DEVICES)
