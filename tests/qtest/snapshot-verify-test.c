@@ -322,7 +322,7 @@ static void test_refused(const void *machine)
 
 /* Another process that writes to the guest's shared memory, at any time */
 typedef struct Meddler {
-    uint32_t *word;
+    uint8_t *byte;
     bool stop;
 } Meddler;
 
@@ -331,7 +331,7 @@ static gpointer meddle(gpointer opaque)
     Meddler *m = opaque;
 
     while (!qatomic_read(&m->stop)) {
-        qatomic_inc(m->word);
+        qatomic_inc(m->byte);
     }
     return NULL;
 }
@@ -377,7 +377,7 @@ static void test_event(const void *machine)
     g_assert_cmpint(ftruncate(fd, size), ==, 0);
     ram = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     g_assert_true(ram != MAP_FAILED);
-    meddler.word = (void *)(ram + 0x5678);
+    meddler.byte = ram + 0x5678;
 
     vm = snapshot_vm_start(",verify=on", "%s", args);
     qtest_qmp_set_event_callback(vm->qts, count_event, &events);
