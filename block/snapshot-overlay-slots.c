@@ -15,6 +15,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <zlib.h>
 #include "qemu/bitmap.h"
 #include "qemu/host-utils.h"
 #include "block/dirty-bitmap.h"
@@ -448,4 +449,46 @@ void snapshot_overlay_query(BlockDriverState *bs,
         .memory_bytes = (s->data - s->spare->len) * CLUSTER_SIZE,
         .spilled_bytes = s->spilled * CLUSTER_SIZE,
     };
+}
+
+/* Of what is in the file, only where it is: this does no I/O. */
+static uint32_t version_digest(uint32_t digest, uint64_t key, const Cluster *c)
+{
+    bool in_file = c->valid && c->in_file;
+    uint64_t head[] = {
+        key, c->valid << 8 | c->zero, in_file ? c->offset : -1
+    };
+
+    digest = crc32(digest, (const uint8_t *)head, sizeof(head));
+    for (int i = 0; i < CLUSTER_SECTORS && !in_file; i++) {
+        if (c->valid >> i & 1) {
+            digest = crc32(digest, c->data + i * BDRV_SECTOR_SIZE,
+                           BDRV_SECTOR_SIZE);
+        }
+    }
+    return digest;
+}
+
+uint32_t snapshot_overlay_digest(BlockDriverState *bs)
+{
+    BDRVSnapshotOverlayState *s = idle_state(bs);
+    uint32_t digest = crc32(0, NULL, 0);
+
+    QEMU_LOCK_GUARD(&s->lock);
+    for (uint64_t n = 0; n < DIV_ROUND_UP(s->sectors, AREA_SECTORS); n++) {
+        const Area *area = &s->areas[n];
+
+        if (!is_below(&area->whole)) {
+            digest = version_digest(digest, area_key(n), &area->whole);
+        }
+        for (int i = 0; area->clusters && i < AREA_CLUSTERS; i++) {
+            const Cluster *c = &area->clusters[i];
+
+            if (!is_below(c)) {
+                digest = version_digest(digest,
+                                        cluster_key(n * AREA_CLUSTERS + i), c);
+            }
+        }
+    }
+    return digest;
 }

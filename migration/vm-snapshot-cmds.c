@@ -199,9 +199,13 @@ static void print_mismatches(Monitor *mon, const SnapshotDeviceMismatches *m)
 {
     const SnapshotDevicePageList *p;
     const SnapshotDeviceFieldList *f;
+    const strList *d;
 
     monitor_printf(mon, "pages that differ: %" PRIu64 ", fields that differ: %"
                    PRIu64 "\n", m->pages, m->fields);
+    for (d = m->disks; d; d = d->next) {
+        monitor_printf(mon, "  disk of %s\n", d->value);
+    }
     for (p = m->ram; p; p = p->next) {
         monitor_printf(mon, "  %s: page 0x%" PRIx64 ", byte 0x%x, %" PRIu64
                        " times\n", p->value->block, p->value->offset,

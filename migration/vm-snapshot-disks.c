@@ -26,10 +26,12 @@ typedef struct Disk {
     char *device;
     SnapshotOverlaySlot *slot;
     bool shared;                /* @slot is of a disk before this one */
+    uint32_t digest;            /* of the content; only with verify= */
 } Disk;
 
 struct VMSnapshotDisks {
     unsigned n;
+    bool has_digests;
     Disk disks[];               /* in the order of next_disk() */
 };
 
@@ -304,6 +306,7 @@ VMSnapshotDisks *vm_snapshot_disks_save(const VMSnapshot *s)
         n++;
     }
     disks = g_malloc0(sizeof(*disks) + n * sizeof(disks->disks[0]));
+    disks->has_digests = s->config.verify;
     for (blk = next_disk(NULL); blk; blk = next_disk(blk)) {
         Disk *disk = &disks->disks[disks->n];
 
@@ -313,6 +316,9 @@ VMSnapshotDisks *vm_snapshot_disks_save(const VMSnapshot *s)
         disk->shared = disk->slot;
         if (!disk->shared) {
             disk->slot = snapshot_overlay_save(blk_bs(blk));
+        }
+        if (disks->has_digests) {
+            disk->digest = snapshot_overlay_digest(blk_bs(blk));
         }
         disks->n++;
     }
@@ -422,6 +428,21 @@ bool vm_snapshot_disks_foreach(const VMSnapshotDisks *disks,
         }
     }
     return true;
+}
+
+void vm_snapshot_disks_verify(const VMSnapshotDisks *disks,
+                              VMSnapshotDiskDiffers *differs, void *opaque)
+{
+    unsigned i;
+
+    for (i = 0; disks && disks->has_digests && i < disks->n; i++) {
+        const Disk *disk = &disks->disks[i];
+
+        if (disk->digest !=
+            snapshot_overlay_digest(snapshot_overlay_slot_bs(disk->slot))) {
+            differs(disk->device, opaque);
+        }
+    }
 }
 
 void vm_snapshot_disks_free(VMSnapshotDisks *disks)

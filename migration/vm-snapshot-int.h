@@ -165,7 +165,8 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
 char *vm_snapshot_disk_name(BlockBackend *blk);
 
 /**
- * vm_snapshot_disks_init: say, once all devices are there, what becomes of disks
+ * vm_snapshot_disks_init: say, once all devices are there, what becomes of
+ * disks
  */
 void vm_snapshot_disks_init(VMSnapshot *s);
 
@@ -243,6 +244,19 @@ bool vm_snapshot_disks_foreach(const VMSnapshotDisks *disks,
                                VMSnapshotDiskFunc *func, void *opaque,
                                Error **errp);
 
+typedef void VMSnapshotDiskDiffers(const char *device, void *opaque);
+
+/**
+ * vm_snapshot_disks_verify: call @differs for each disk whose content is not
+ * what was saved
+ * @disks: that match
+ *
+ * Called as vm_snapshot_disks_restore().  Finds nothing unless verify= was set
+ * at the save, and not what differs in the file of an overlay.
+ */
+void vm_snapshot_disks_verify(const VMSnapshotDisks *disks,
+                              VMSnapshotDiskDiffers *differs, void *opaque);
+
 /** vm_snapshot_disks_free: in the main loop, as it drains; NULL is allowed */
 void vm_snapshot_disks_free(VMSnapshotDisks *disks);
 
@@ -282,6 +296,7 @@ bool vm_snapshot_needs_drain(void);
  * vm_snapshot_compare: compare the machine with an image of it
  * @ram: an image for which ram_snapshot_matches() holds
  * @devices: an image for which qemu_device_state_matches() holds
+ * @disks: for which vm_snapshot_disks_match() holds
  * @sum: what is found is added to it; may be NULL
  *
  * The vCPUs are stopped and the BQL is held.  The machine is not changed.
@@ -291,6 +306,7 @@ bool vm_snapshot_needs_drain(void);
  */
 SnapshotDeviceMismatches *vm_snapshot_compare(const RAMSnapshot *ram,
                                               const DeviceStateImage *devices,
+                                              const VMSnapshotDisks *disks,
                                               SnapshotDeviceMismatches *sum);
 
 #endif /* MIGRATION_VM_SNAPSHOT_INT_H */

@@ -193,8 +193,32 @@ static void add_page(const char *block, ram_addr_t offset,
     }
 }
 
+static void name_disk(SnapshotDeviceMismatches *m, const char *device)
+{
+    strList **tail = &m->disks;
+
+    for (; *tail; tail = &(*tail)->next) {
+        if (!strcmp((*tail)->value, device)) {
+            return;
+        }
+    }
+    QAPI_LIST_APPEND(tail, g_strdup(device));
+}
+
+static void add_disk(const char *device, void *opaque)
+{
+    Counters *c = opaque;
+
+    trace_vm_snapshot_disk_differs(device);
+    name_disk(c->once, device);
+    if (c->sum) {
+        name_disk(c->sum, device);
+    }
+}
+
 SnapshotDeviceMismatches *vm_snapshot_compare(const RAMSnapshot *ram,
                                               const DeviceStateImage *devices,
+                                              const VMSnapshotDisks *disks,
                                               SnapshotDeviceMismatches *sum)
 {
     Counters c = { g_new0(SnapshotDeviceMismatches, 1), sum };
@@ -202,5 +226,6 @@ SnapshotDeviceMismatches *vm_snapshot_compare(const RAMSnapshot *ram,
     /* First devices: KVM's timers do not wait, and saving may write to RAM. */
     qemu_device_state_verify(devices, add_field, &c);
     ram_snapshot_verify(ram, add_page, &c);
+    vm_snapshot_disks_verify(disks, add_disk, &c);
     return c.once;
 }

@@ -196,11 +196,12 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
     if (!s->config.verify || (s->restores + 1) % s->config.verify) {
         return;
     }
-    m = vm_snapshot_compare(slot->ram, slot->devices, s->mismatches);
+    m = vm_snapshot_compare(slot->ram, slot->devices, slot->disks,
+                            s->mismatches);
     /* KVM's TSCs have gone on meanwhile. */
     cpu_synchronize_all_post_init();
     s->verified++;
-    if (m->pages || m->fields) {
+    if (m->pages || m->fields || m->disks) {
         s->mismatched++;
         qapi_event_send_snapshot_device_mismatch(n, m);
     }
@@ -388,7 +389,7 @@ SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned n,
 
     if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp) &&
         vm_snapshot_matches(slot, errp)) {
-        m = vm_snapshot_compare(slot->ram, slot->devices, NULL);
+        m = vm_snapshot_compare(slot->ram, slot->devices, slot->disks, NULL);
     }
     vm_snapshot_resume(was);
     return m;

@@ -70,6 +70,18 @@ SnapshotOverlaySlot *snapshot_overlay_save(BlockDriverState *bs);
 BlockDriverState *snapshot_overlay_slot_bs(SnapshotOverlaySlot *slot);
 
 /**
+ * snapshot_overlay_digest: a number that is another one for another content
+ *
+ * @bs: a node of this driver
+ *
+ * Takes time for all that is in memory.  What is in the file is not read: of it
+ * only the place counts.
+ *
+ * Returns: a CRC, of the present content
+ */
+uint32_t snapshot_overlay_digest(BlockDriverState *bs);
+
+/**
  * snapshot_overlay_restore: make the content of a slot the present one
  *
  * @slot: a slot of a node that is there

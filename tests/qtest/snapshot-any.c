@@ -834,8 +834,11 @@ void snapshot_any_behaviour(SnapshotAny *a, const uint8_t *data, size_t size)
     if (error) {
         return;
     }
-    /* What happens by chance does not do so each time. */
-    for (round = 0; round < 3; round++) {
+    /*
+     * What happens by chance does not do so each time; nor does a second of the
+     * RTC pass, be the host so slow that each round takes one.
+     */
+    for (round = 0; round < 10; round++) {
         uint64_t seen;
 
         /* What is not put back is from now on what these accesses leave. */

@@ -12,6 +12,7 @@
 #include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
+#include "qobject/qstring.h"
 #include "snapshot-utils.h"
 #include "standard-headers/linux/virtio_blk.h"
 #include "standard-headers/linux/virtio_ring.h"
@@ -906,6 +907,65 @@ static void test_commit_several(const void *machine)
     end_image(path2, IMAGE_SECTORS * SECTOR, 0x22);
 }
 
+static void assert_differs(SnapshotVM *vm, bool differs)
+{
+    QDict *m = qtest_qmp_assert_success_ref(
+        vm->qts, "{ 'execute': 'x-snapshot-device-verify',"
+        " 'arguments': { 'slot': 0 } }");
+    QList *disks = qdict_get_qlist(m, "disks");
+
+    g_assert_cmpuint(qlist_size(disks), ==, differs);
+    if (differs) {
+        g_assert_cmpstr(qstring_get_str(qobject_to(QString,
+                                                   qlist_peek(disks))), ==,
+                        "hda");
+    }
+    qobject_unref(m);
+}
+
+/*
+ * Catches: a disk that did not go back, or not in all of its content, which
+ * nobody is told of; a disk taken for another one for how it came to be as it
+ * is.
+ */
+static void test_verify(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = start_ide(machine, ",verify=on", path, "");
+    QDict *info;
+    unsigned i;
+
+    /* From here on, the overlay has what is written. */
+    snapshot_save(vm, 0);
+    ide_write(vm, 0, 1, 0x22);
+    ide_write(vm, 0, 9, 0x22);
+    snapshot_save(vm, 0);
+    assert_differs(vm, false);
+    for (i = 0; i < 3; i++) {
+        ide_write(vm, 0, 1 + 8 * i, 0x30 + i);
+        assert_differs(vm, true);
+        snapshot_restore(vm, 0);
+        assert_differs(vm, false);
+        ide_write(vm, 0, 5000 + i, 0);
+        snapshot_save(vm, 1);
+        assert_differs(vm, true);
+        snapshot_restore(vm, 0);
+        assert_differs(vm, false);
+    }
+    ide_write(vm, 0, 1, 0x33);
+    ide_write(vm, 0, 1, 0x22);
+    assert_differs(vm, false);
+    commit(vm, 1);
+    assert_differs(vm, false);
+    info = snapshot_query(vm);
+    g_assert_cmpint(qdict_get_int(info, "mismatched"), ==, 0);
+    g_assert_cmpint(qdict_get_int(info, "verified"), ==, 6);
+    qobject_unref(info);
+    snapshot_vm_end(vm);
+    unlink(path);
+    g_free(path);
+}
+
 /*
  * Catches: a disk that cannot be opened anew, as its file has no name; one
  * whose commit would be of no use.
@@ -1165,6 +1225,7 @@ int main(int argc, char **argv)
     add_pc_tests("disks/commit/temporary", test_temporary);
     add_pc_tests("disks/medium", test_medium);
     add_pc_tests("disks/cdrom", test_cdrom);
+    add_pc_tests("disks/verify", test_verify);
     add_pc_tests("disks/commit/slots", test_commit);
     add_pc_tests("disks/commit/several", test_commit_several);
     add_pc_tests("disks/commit/refused", test_commit_refused);
