@@ -165,7 +165,7 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
 char *vm_snapshot_disk_name(BlockBackend *blk);
 
 /**
- * vm_snapshot_disks_init: say, once all devices are there, what becomes of disks
+ * vm_snapshot_disks_init: say, once devices are there, what becomes of disks
  */
 void vm_snapshot_disks_init(VMSnapshot *s);
 
