@@ -239,7 +239,7 @@ class Plan:
         """That each kind of measurement works, not more"""
         for engine in 'dirty', 'remap':
             self.restores(BARE, engine, 1, 10)
-        self.floors(1, 10)
+        self.floors(1, 10, 1000)
         self.restores(LINUX, 'dirty', 1, 10)
         self.stock(LINUX, 10)
         # The firmware does not load the bare guest.
