@@ -335,6 +335,45 @@ static void test_virtio_net(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/*
+ * Catches: queues that are looked at as the machine goes on, taken for accesses
+ * of the guest's: the next restore resets the device, and so on for ever.
+ */
+static void test_virtio_scsi(const void *machine)
+{
+    QPCIDevice *dev;
+    QPCIBar bar;
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -nodefaults -rtc clock=vm "
+        "-device virtio-scsi-pci,addr=8 -device scsi-cd",
+        (const char *)machine);
+    unsigned i;
+
+    dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+    qpci_device_enable(dev);
+    bar = qpci_iomap(dev, 0, NULL);
+    /* Queues for commands of two kinds, and one for events, which has buffers */
+    qpci_io_writeb(dev, bar, 18, 3);
+    for (i = 0; i < 3; i++) {
+        qpci_io_writew(dev, bar, 14, i);
+        qpci_io_writel(dev, bar, 8, 0x100 + 0x10 * i);
+    }
+    qtest_writew(vm->qts, 0x110000 + 16 * 128 + 2, 2);
+    qpci_io_writeb(dev, bar, 18, 7);
+    snapshot_qmp(vm, "save", 0);
+    for (i = 0; i < RESTORES; i++) {
+        snapshot_qmp(vm, "restore", 0);
+    }
+    assert_resets(vm, 0, 0);
+    /* Something new in the queue, be it nonsense */
+    qtest_writew(vm->qts, 0x110000 + 16 * 128 + 2, 3);
+    qpci_io_writew(dev, bar, 16, 1);
+    snapshot_qmp(vm, "restore", 0);
+    assert_resets(vm, 1, 0);
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
 static void one_access(const void *machine, const char *device, uint16_t port)
 {
     SnapshotVM *vm = snapshot_vm_start("", "-M %s -nodefaults -rtc clock=vm"
@@ -384,6 +423,7 @@ int main(int argc, char **argv)
     add_tests("bridge", test_bridge);
     add_tests("virtio", test_virtio);
     add_tests("virtio-net", test_virtio_net);
+    add_tests("virtio-scsi", test_virtio_scsi);
 
     return g_test_run();
 }
