@@ -352,7 +352,7 @@ static void test_virtio_scsi(const void *machine)
     dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
     qpci_device_enable(dev);
     bar = qpci_iomap(dev, 0, NULL);
-    /* Queues for commands of two kinds, and one for events, which has buffers */
+    /* Queues for commands of two kinds, and one for events, with buffers */
     qpci_io_writeb(dev, bar, 18, 3);
     for (i = 0; i < 3; i++) {
         qpci_io_writew(dev, bar, 14, i);
