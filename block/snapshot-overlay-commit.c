@@ -232,48 +232,20 @@ static int coroutine_fn GRAPH_RDLOCK
 keep_cluster(BDRVSnapshotOverlayState *s, Cluster *kept, const uint8_t *data)
 {
     Cluster new = { .kept = true, .marked = true };
-    int64_t ret;
+    int ret;
 
     if (buffer_is_zero(data, CLUSTER_SIZE)) {
         new.zero = ALL_SECTORS;
-        goto done;
+    } else {
+        new.valid = ALL_SECTORS;
+        ret = overlay_store(s, &new, data);
+        if (ret < 0) {
+            return ret;
+        }
     }
-    new.valid = ALL_SECTORS;
-    new.data = overlay_alloc_data(s);
-    if (new.data) {
-        memcpy(new.data, data, CLUSTER_SIZE);
-        goto done;
-    }
-    new.in_file = true;
-    ret = overlay_alloc_in_file(s, 1, &new.offset);
-    if (ret < 0) {
-        return ret;
-    }
-    qemu_mutex_unlock(&s->lock);
-    ret = bdrv_co_pwrite(s->spill, new.offset, CLUSTER_SIZE, data, 0);
-    qemu_mutex_lock(&s->lock);
-    if (ret < 0) {
-        overlay_free_in_file(s, new.offset);
-        return overlay_file_error(ret);
-    }
-done:
     *kept = new;
     s->kept++;
     return 0;
-}
-
-/* Where a cluster is to be kept; %NULL if there is no memory */
-static Cluster *kept_or_create(BDRVSnapshotOverlayState *s, uint64_t cluster)
-{
-    Area *area = &s->areas[cluster / AREA_CLUSTERS];
-
-    if (!area->kept) {
-        area->kept = g_try_new0(Cluster, AREA_CLUSTERS);
-        if (!area->kept) {
-            return NULL;
-        }
-    }
-    return &area->kept[cluster % AREA_CLUSTERS];
 }
 
 /* Keep what is below for slots, of a piece of at most PIECE bytes. */
@@ -302,7 +274,8 @@ static int coroutine_fn keep(SnapshotOverlayCommit *c, uint64_t sector,
 
     qemu_mutex_lock(&s->lock);
     for (uint64_t i = 0; i < clusters && ret >= 0; i++) {
-        Cluster *kept = kept_or_create(s, first + i);
+        Cluster **table = &s->areas[(first + i) / AREA_CLUSTERS].kept;
+        Cluster *kept = overlay_find_or_create(table, first + i);
 
         if (!kept) {
             ret = -ENOMEM;

@@ -134,8 +134,13 @@ typedef enum { BELOW, ZERO, HERE } Where;
 
 /* snapshot-overlay-slots.c: all with s->lock held, but overlay_close_slots() */
 
-/** overlay_find_or_create: returns %NULL if there is no memory */
-Cluster *overlay_find_or_create(BDRVSnapshotOverlayState *s, uint64_t cluster);
+/**
+ * overlay_find_or_create: what one of an area's tables has of a cluster
+ * @clusters: the table, which is made if there is none
+ *
+ * Returns: %NULL if there is no memory
+ */
+Cluster *overlay_find_or_create(Cluster **clusters, uint64_t cluster);
 
 /** overlay_alloc_data: returns %NULL if there is no room in memory */
 uint8_t *overlay_alloc_data(BDRVSnapshotOverlayState *s);
@@ -179,19 +184,17 @@ void overlay_close_slots(BDRVSnapshotOverlayState *s);
 
 /* snapshot-overlay-io.c: the file, and callbacks of the driver */
 
-/** overlay_file_error: what an error of the file is for the guest */
-int overlay_file_error(int ret);
-
 /**
- * overlay_alloc_in_file: find room for up to @want clusters, in one piece
+ * overlay_store: put a whole cluster in memory, or in the file if there is no
+ * room
+ * @c: of which the place is set
  *
  * s->lock is held, but not all the time.
  *
- * Returns: how many, or a negative error
+ * Returns: 0, or a negative error
  */
-int64_t coroutine_fn GRAPH_RDLOCK
-overlay_alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want,
-                      int64_t *offset);
+int coroutine_fn GRAPH_RDLOCK
+overlay_store(BDRVSnapshotOverlayState *s, Cluster *c, const uint8_t *data);
 
 int coroutine_fn GRAPH_RDLOCK
 snapshot_overlay_co_preadv_part(BlockDriverState *bs, int64_t offset,

@@ -79,7 +79,7 @@ static void coroutine_fn set_idle(BDRVSnapshotOverlayState *s,
 }
 
 /* That the file cannot grow is no space for the guest, whatever limits it. */
-int overlay_file_error(int ret)
+static int file_error(int ret)
 {
     return ret == -EFBIG || ret == -EDQUOT ? -ENOSPC : ret;
 }
@@ -110,11 +110,15 @@ static int coroutine_fn GRAPH_RDLOCK grow_file(BDRVSnapshotOverlayState *s)
     }
     qemu_co_mutex_unlock(&s->growing);
     qemu_mutex_lock(&s->lock);
-    return overlay_file_error(ret);
+    return file_error(ret);
 }
 
-int64_t coroutine_fn GRAPH_RDLOCK
-overlay_alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want,
+/*
+ * Find room for up to @want clusters, in one piece.  s->lock is held, but not
+ * all the time.  Returns how many, or a negative error.
+ */
+static int64_t coroutine_fn GRAPH_RDLOCK
+alloc_in_file(BDRVSnapshotOverlayState *s, uint64_t want,
                       int64_t *offset)
 {
     uint64_t start, end;
@@ -208,7 +212,8 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
 
     assert(!in_place || c->in_file);
     for (n = 1; n < max; n++) {
-        c = overlay_find_or_create(s, cluster + n);
+        c = overlay_find_or_create(
+            &s->areas[(cluster + n) / AREA_CLUSTERS].clusters, cluster + n);
         if (!c || c->busy) {
             break;
         }
@@ -225,7 +230,7 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
     set_busy(s, cluster, n);
     ret = n;
     if (!in_place) {
-        ret = overlay_alloc_in_file(s, n, &offset);
+        ret = alloc_in_file(s, n, &offset);
     }
     if (ret > 0) {
         uint64_t clusters = ret;
@@ -248,10 +253,34 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
                 overlay_free_in_file(s, new.offset);
             }
         }
-        ret = ret < 0 ? overlay_file_error(ret) : clusters;
+        ret = ret < 0 ? file_error(ret) : clusters;
     }
     set_idle(s, cluster, n);
     return ret;
+}
+
+int coroutine_fn GRAPH_RDLOCK
+overlay_store(BDRVSnapshotOverlayState *s, Cluster *c, const uint8_t *data)
+{
+    int64_t ret;
+
+    c->data = overlay_alloc_data(s);
+    c->in_file = !c->data;
+    if (c->data) {
+        memcpy(c->data, data, CLUSTER_SIZE);
+        return 0;
+    }
+    ret = alloc_in_file(s, 1, &c->offset);
+    if (ret < 0) {
+        return ret;
+    }
+    qemu_mutex_unlock(&s->lock);
+    ret = bdrv_co_pwrite(s->spill, c->offset, CLUSTER_SIZE, data, 0);
+    qemu_mutex_lock(&s->lock);
+    if (ret < 0) {
+        overlay_free_in_file(s, c->offset);
+    }
+    return file_error(ret);
 }
 
 /*
@@ -299,29 +328,13 @@ merge_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint8_t mask,
         cursor_read(from, buf + first * BDRV_SECTOR_SIZE, bytes);
     }
 
-    new.data = overlay_alloc_data(s);
-    new.in_file = !new.data;
-    if (new.data) {
-        memcpy(new.data, buf, CLUSTER_SIZE);
-        goto out;
-    }
-    ret = overlay_alloc_in_file(s, 1, &new.offset);
-    if (ret < 0) {
-        goto out;
-    }
-    qemu_mutex_unlock(&s->lock);
-    ret = bdrv_co_pwrite(s->spill, new.offset, CLUSTER_SIZE, buf, 0);
-    qemu_mutex_lock(&s->lock);
-    if (ret < 0) {
-        overlay_free_in_file(s, new.offset);
-    }
-
+    ret = overlay_store(s, &new, buf);
 out:
     if (ret >= 0) {
         overlay_change(s, key, c, &new);
     }
     set_idle(s, cluster, 1);
-    return ret < 0 ? overlay_file_error(ret) : 0;
+    return ret < 0 ? file_error(ret) : 0;
 }
 
 /* ---- Requests ---- */
@@ -438,7 +451,8 @@ write_cluster(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
     unsigned n = MIN(CLUSTER_SECTORS - first, end - sector);
     uint8_t mask = ((1 << n) - 1) << first;
     size_t bytes = n * BDRV_SECTOR_SIZE;
-    Cluster new, *c = overlay_find_or_create(s, cluster);
+    Cluster **clusters = &s->areas[cluster / AREA_CLUSTERS].clusters;
+    Cluster new, *c = overlay_find_or_create(clusters, cluster);
     uint8_t stays;
     int64_t ret;
 

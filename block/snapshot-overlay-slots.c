@@ -23,17 +23,12 @@
 
 /* ---- Clusters and their versions; all with s->lock held ---- */
 
-Cluster *overlay_find_or_create(BDRVSnapshotOverlayState *s, uint64_t cluster)
+Cluster *overlay_find_or_create(Cluster **clusters, uint64_t cluster)
 {
-    Area *area = &s->areas[cluster / AREA_CLUSTERS];
-
-    if (!area->clusters) {
-        area->clusters = g_try_new0(Cluster, AREA_CLUSTERS);
-        if (!area->clusters) {
-            return NULL;
-        }
+    if (!*clusters) {
+        *clusters = g_try_new0(Cluster, AREA_CLUSTERS);
     }
-    return &area->clusters[cluster % AREA_CLUSTERS];
+    return *clusters ? &(*clusters)[cluster % AREA_CLUSTERS] : NULL;
 }
 
 uint8_t *overlay_alloc_data(BDRVSnapshotOverlayState *s)
