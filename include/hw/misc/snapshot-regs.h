@@ -42,11 +42,18 @@
 #define SNAPSHOT_REG_RESTORES   0x018   /* R64  of SLOT, since its save */
 #define SNAPSHOT_REG_PAGES      0x020   /* R64  put back by the last restore */
 #define SNAPSHOT_REG_NANOSECONDS 0x028  /* R64  that the last restore took */
+#define SNAPSHOT_REG_RESULT     0x030   /* RW   SNAPSHOT_RESULT_*, for DONE */
+#define SNAPSHOT_REG_INPUT_LENGTH 0x034 /* R    bytes of this run's input */
+#define SNAPSHOT_REG_REGION     0x040   /* RW   SNAPSHOT_REGION_* of the two */
+#define SNAPSHOT_REG_ADDRESS    0x048   /* RW64 its address at READY */
+#define SNAPSHOT_REG_LENGTH     0x050   /* RW64 its bytes; 0: there is none */
 
 /* COMMAND */
 #define SNAPSHOT_CMD_SAVE       0x101   /* remember the machine in SLOT */
 #define SNAPSHOT_CMD_RESTORE    0x102   /* go back to it: ends in its SAVE */
 #define SNAPSHOT_CMD_DISCARD    0x103   /* forget it, free its memory */
+#define SNAPSHOT_CMD_READY      0x111   /* SAVE, and wait for a run */
+#define SNAPSHOT_CMD_DONE       0x112   /* end it: back to READY, and wait */
 
 /*
  * STATUS: what brought execution here, as the value of setjmp() does. The
@@ -57,6 +64,7 @@
 #define SNAPSHOT_STATUS_SAVED     0x101 /* this SAVE just finished */
 #define SNAPSHOT_STATUS_RESTORED  0x102 /* a RESTORE of this snapshot did */
 #define SNAPSHOT_STATUS_DISCARDED 0x103 /* this DISCARD just finished */
+#define SNAPSHOT_STATUS_RUN       0x111 /* READY: an input is there */
 #define SNAPSHOT_STATUS_ERROR     0x80000000u /* | SNAPSHOT_E_* */
 
 #define SNAPSHOT_E_COMMAND      1       /* unknown command */
@@ -66,6 +74,26 @@
 #define SNAPSHOT_E_CHANGED      5       /* memory or a device came or went */
 #define SNAPSHOT_E_NOMEM        6       /* the host has no memory for it */
 #define SNAPSHOT_E_BUSY         7       /* another command is under way */
+#define SNAPSHOT_E_CONTROL      8       /* QEMU was started without control= */
+#define SNAPSHOT_E_REGION       9       /* a region is not RAM, or too long */
+#define SNAPSHOT_E_RUN          10      /* DONE without READY, or READY twice */
+
+/* RESULT of a run */
+#define SNAPSHOT_RESULT_OK      0       /* the input was processed */
+#define SNAPSHOT_RESULT_CRASH   1
+#define SNAPSHOT_RESULT_SANITIZER 2     /* it has reported an error */
+#define SNAPSHOT_RESULT_HANG    3       /* in general, the device's to say */
+#define SNAPSHOT_RESULT_STOP    4       /* the host shall end the campaign */
+#define SNAPSHOT_RESULT_INVALID 5       /* the guest could not run it */
+
+/* REGION: of the guest's memory, which the device copies from and to */
+#define SNAPSHOT_REGION_INPUT   0       /* written when a run begins */
+#define SNAPSHOT_REGION_COVERAGE 1      /* read when it ends */
+#define SNAPSHOT_REGION_TEXT    2       /* read then, up to a zero byte */
+#define SNAPSHOT_REGIONS        3
+
+/* BAR2, if there is a channel= and a control=: memory, 64 bits, prefetchable */
+#define SNAPSHOT_CHANNEL_BAR    2
 
 /* FEATURES; other bits are 0 */
 #define SNAPSHOT_FEATURE_REMAP   (1u << 0) /* RAM put back by remapping */
