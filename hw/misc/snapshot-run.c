@@ -258,14 +258,11 @@ static size_t snapshot_copy_text(SnapshotRun *run)
 {
     const SnapshotRegion *r = &run->regions[SNAPSHOT_REGION_TEXT];
     uint8_t *text = run->channel + run->areas[SNAPSHOT_REGION_TEXT].offset;
-    size_t len;
 
     snapshot_region_rw(r, text, r->size, false);
     text[r->size] = 0;
     /* The host may write there, too. */
-    for (len = 0; len < r->size && text[len]; len++) {
-    }
-    return len;
+    return strnlen((char *)text, r->size);
 }
 
 /* The end of a run but for the restore */
@@ -503,6 +500,9 @@ uint32_t snapshot_run_ready(SnapshotState *s)
     if (run->state != SNAPSHOT_RUN_NONE) {
         qemu_log_mask(LOG_GUEST_ERROR, "snapshot: READY in a run\n");
         return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_RUN;
+    }
+    if (!snapshot_has_slot(s)) {
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_SLOT;
     }
     if (!snapshot_run_resolve(s)) {
         return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_REGION;
