@@ -182,6 +182,16 @@ static const char *block_refusal(const RAMBlock *rb)
     return NULL;
 }
 
+/*
+ * What neither the guest can reach nor a migration takes along is no part of
+ * the machine: the map of a tcg-coverage object, a backend that nothing uses.
+ */
+static bool block_is_outside(const RAMBlock *rb)
+{
+    return !qemu_ram_is_migratable((RAMBlock *)rb) &&
+        !memory_region_is_mapped(rb->mr);
+}
+
 bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp)
 {
     RAMBlock *rb;
@@ -203,7 +213,7 @@ bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp)
     RAMBLOCK_FOREACH(rb) {
         const char *reason = block_refusal(rb);
 
-        if (reason) {
+        if (reason && !block_is_outside(rb)) {
             error_setg(errp, "RAM block '%s' cannot be put back: %s",
                        block_name(rb), reason);
             return true;
@@ -276,6 +286,9 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
             .pos = snap->size,
         };
 
+        if (block_is_outside(rb)) {
+            continue;
+        }
         g_array_append_val(snap->blocks, b);
         snap->size += b.length;
     }
@@ -313,6 +326,9 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
     RAMBLOCK_FOREACH(rb) {
         const SavedBlock *b = saved_block(snap, i);
 
+        if (block_is_outside(rb)) {
+            continue;
+        }
         if (i < snap->blocks->len && !is_saved_block(b, rb) &&
             !saved_block_is_there(b)) {
             break;
