@@ -119,7 +119,7 @@ void tcg_coverage_gen_tb_start(CPUState *cpu, const DisasContextBase *db)
         sizeof(CPUState);
     vaddr pc = db->pc_first - coverage->base;
     uint32_t id;
-    TCGv_i32 count;
+    TCGv_i32 count, carry;
     TCGv_ptr byte;
 
     if (tb_cflags(db->tb) & CF_NO_EDGE || !tcg_coverage_wants(cpu, pc)) {
@@ -127,6 +127,7 @@ void tcg_coverage_gen_tb_start(CPUState *cpu, const DisasContextBase *db)
     }
     id = qemu_xxhash2(pc) & (coverage->size - 1);
     count = tcg_temp_ebb_new_i32();
+    carry = tcg_temp_ebb_new_i32();
     byte = tcg_temp_ebb_new_ptr();
 
     /* id and prev are less than the map's size, so their XOR is. */
@@ -136,10 +137,14 @@ void tcg_coverage_gen_tb_start(CPUState *cpu, const DisasContextBase *db)
     tcg_gen_add_ptr(byte, byte, tcg_constant_ptr(coverage->map));
     tcg_gen_ld8u_i32(count, byte, 0);
     tcg_gen_addi_i32(count, count, 1);
+    /* Behind 255 comes 1: an edge that was taken is not to look as if not. */
+    tcg_gen_shri_i32(carry, count, 8);
+    tcg_gen_add_i32(count, count, carry);
     tcg_gen_st8_i32(count, byte, 0);
     tcg_gen_st_i32(tcg_constant_i32(id >> 1), tcg_env, prev);
 
     tcg_temp_free_i32(count);
+    tcg_temp_free_i32(carry);
     tcg_temp_free_ptr(byte);
 }
 
@@ -425,8 +430,8 @@ static bool tcg_coverage_check(TCGCoverage *c, Error **errp)
     }
     if (!is_power_of_2(c->memdev->size) || c->memdev->size < MAP_SIZE_MIN ||
         c->memdev->size > MAP_SIZE_MAX) {
-        error_setg(errp, "memory backend '%s' has %" PRIu64 " bytes; a map must "
-                   "have a power of two, from 4 KiB to 1 GiB", name,
+        error_setg(errp, "memory backend '%s' has %" PRIu64 " bytes; a map "
+                   "must have a power of two, from 4 KiB to 1 GiB", name,
                    c->memdev->size);
         return false;
     }

@@ -139,7 +139,8 @@ class Coverage(QemuSystemTest):
             for name in chain:
                 counts[prev ^ block[name]] += 1
                 prev = block[name] >> 1
-        return bytes(n & 0xff for n in counts)
+        # Behind 255 comes 1.
+        return bytes((n - 1) % 255 + 1 if n else 0 for n in counts)
 
     def assertMap(self, got, want):     # pylint: disable=invalid-name
         if got != want:
@@ -169,6 +170,13 @@ class Coverage(QemuSystemTest):
 
     def test_counter(self):
         self.check_path(0, loops=200)
+
+    def test_counter_overflow(self):
+        """Catches an edge that was taken 256 times and looks as if never."""
+        self.check_path(0, loops=257)
+
+    def test_counter_overflows(self):
+        self.check_path(0, loops=100000)
 
     def test_io(self):
         """Catches a block that begins where another was cut for its I/O."""
@@ -219,7 +227,8 @@ class Coverage(QemuSystemTest):
             text = self.console.read_text()
             n = int(re.findall(r'DONE ([0-9a-f]+)', text)[-1], 16)
             total += n
-            chains = [self.path(self.IO | self.MODIFY, options['loops'])]
+            chains = [self.path(self.IO | self.MODIFY, options['loops']) *
+                      options.get('repeat', 1)]
             chains += [['handler']] * (n if count else 0)
             self.assertMap(got, self.predict(*chains))
         self.assertGreater(total, 5, 'no interrupts')
@@ -228,6 +237,11 @@ class Coverage(QemuSystemTest):
         """Catches edges from what is interrupted to a handler, and back."""
         self.check_interrupts(count=True, loops=1000000, period=300007,
                               passes=20)
+
+    def test_interrupts_io(self):
+        """As an interrupt comes where a block goes on behind its I/O"""
+        self.check_interrupts(count=True, loops=1, repeat=2000, period=50021,
+                              passes=self.PASSES // 10)
 
     def test_no_interrupts(self):
         self.check_interrupts(count=False, loops=1000000, period=300007,
@@ -263,7 +277,7 @@ class Coverage(QemuSystemTest):
     # Filters
 
     def test_range(self):
-        """Catches blocks out of the ranges that count, or others that do not."""
+        """Catches blocks that count out of the ranges, and the reverse."""
         self.start('coverage', path=self.IO | self.MODIFY, coverage={
             'ranges': self.ranges(last='modify') +
             self.ranges(first='last', last='function')})
@@ -303,6 +317,34 @@ class Coverage(QemuSystemTest):
             for _ in range(3):
                 self.assertMap(self.run_once(),
                                self.predict(self.path() * times))
+
+    def test_page_table_reset(self):
+        """Catches a page table that is not there any more after a reset."""
+        self.start('coverage_modes', coverage={'ranges': ['0..0xfffff']})
+        text = self.wait_done()
+        self.assertTrue(any(self.map[:]), 'firmware is not there')
+        table = int(re.search('CR3 ([0-9a-f]+)', text).group(1), 16)
+        self.vm.cmd('qom-set', path='/objects/cov', property='page-table',
+                    value=table)
+        self.wait_halted()
+        self.map[:] = bytes(SIZE)
+        self.vm.cmd('system_reset')
+        self.wait_done()
+        self.assertFalse(any(self.map[:]))
+
+    def test_alias(self):
+        """
+        The same code at two virtual addresses. Catches translated code that is
+        used for both, with the id of one.
+        """
+        alias = 0x10000000
+        self.symbols |= {f'alias_{name}': address + alias
+                         for name, address in self.symbols.items()}
+        self.start('coverage_modes', a=2, alias=3, coverage={
+            'ranges': self.ranges() + self.ranges(-alias)})
+        self.wait_done()
+        chain = self.path() * 2 + [f'alias_{b}' for b in self.path()] * 3
+        self.assertMap(self.run_once(), self.predict(chain))
 
     def test_base(self):
         """Catches an id that is of the address, not of the code."""
@@ -355,6 +397,17 @@ class Coverage(QemuSystemTest):
 
     def test_running_icount(self):
         self.check_running('-icount', 'shift=auto')
+
+    def test_hotplug(self):
+        """Catches a CPU that an object does not know of, or forgets."""
+        self.start('coverage', '-smp',
+                   '1,sockets=3,cores=1,maxcpus=3', coverage={})
+        for i in 1, 2:
+            self.vm.cmd('device_add', driver='qemu64-x86_64-cpu', id=f'cpu{i}',
+                        socket_id=i, core_id=0, thread_id=0)
+            self.vm.cmd('object-del', id='cov')
+            self.count()
+        self.wait_done()
 
     def test_command_line(self):
         """Catches an object that is made before its memory or the CPUs."""

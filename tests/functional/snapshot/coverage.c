@@ -6,14 +6,8 @@
  * their addresses, and from the path, what a tcg-coverage object counts.
  */
 
+#include "coverage.h"
 #include "guest.h"
-
-#define PATH_IO     1
-#define PATH_MODIFY 2
-
-/* eax: PATH_*; ebx: a register of the device; ecx: how often to loop */
-void cover_code(void);
-extern const uint8_t cover_end[];
 
 asm(".pushsection .text\n"
     ".balign 64\n"
@@ -52,11 +46,17 @@ asm(".pushsection .text\n"
     "cover_end:\n"
     ".popsection");
 
+static void cover_at(uintptr_t offset, uint32_t path, uint32_t loops)
+{
+    asm volatile("call *%[code]"
+                 : "+a"(path), "+c"(loops)
+                 : [code] "r"((uintptr_t)cover_code + offset),
+                   "b"(snapshot_bar) : "edx", "cc", "memory");
+}
+
 static void cover(uint32_t path, uint32_t loops)
 {
-    asm volatile("call cover_code"
-                 : "+a"(path), "+c"(loops)
-                 : "b"(snapshot_bar) : "edx", "cc", "memory");
+    cover_at(0, path, loops);
 }
 
 /* The host looks now, and restores. */
@@ -106,8 +106,6 @@ CASE(coverage)
 
 static shared32 interrupts;
 
-void cover_handler(void);
-
 /* What a handler calls, with a known address, too */
 asm(".pushsection .text\n"
     ".globl cover_handler\n"
@@ -133,7 +131,9 @@ CASE(coverage_irq)
     snapshot_save();
     apic_write(APIC_TIMER_INIT, option("period", 10007));
     asm volatile("sti");
-    cover(option("path", 0), option("loops", 1));
+    for (unsigned i = option("repeat", 1); i; i--) {
+        cover(option("path", 0), option("loops", 1));
+    }
     asm volatile("cli");
     say("DONE %x\n", interrupts);
     wait_for_host();
@@ -150,8 +150,6 @@ CASE(coverage_irq)
 static uint32_t directories[2][1024] __attribute__((aligned(4096)));
 static uint32_t tss[26], user_stack[64], fault_stack[1024];
 uint32_t kernel_esp;
-
-void cover_leave_user(void);
 
 /* To ring 3, to the code above, to its end, and by an HLT back. */
 asm(".pushsection .text\n"
@@ -187,20 +185,24 @@ asm(".pushsection .text\n"
     "    pop %ebp\n"
     "    ret\n"
     ".popsection");
-void cover_in_user(uint32_t *stack, uint32_t code, uint32_t data);
-
 static void on_fault(struct frame *frame)
 {
     check(frame->cs == SEL_USER_CODE, "a fault at %x", frame->eip);
     cover_leave_user();
 }
 
-/* In ring 0 with each page table "a=" and "b=" times, "u=" times in ring 3 */
+#define ALIAS           0x10000000u     /* there is the memory of 0, too */
+
+/*
+ * In ring 0 with each page table "a=" and "b=" times, "alias=" times where the
+ * same memory is as well, "u=" times in ring 3
+ */
 CASE(coverage_modes)
 {
     for (unsigned i = 0; i < 1024; i++) {
         directories[0][i] = directories[1][i] = i << 22 | 0x87;
     }
+    directories[0][ALIAS >> 22] = directories[1][ALIAS >> 22] = 0x87;
     gdt_set(SEL_FREE(4), 0, 0xfffff, 0xfb);
     gdt[SEL_FREE(4) / 8] |= 1ull << 55;         /* in pages */
     gdt_set(SEL_FREE(5), 0, 0xfffff, 0xf3);
@@ -219,6 +221,9 @@ CASE(coverage_modes)
     for (unsigned i = option("a", 0); i; i--) {
         cover(0, 1);
     }
+    for (unsigned i = option("alias", 0); i; i--) {
+        cover_at(ALIAS, 0, 1);
+    }
     write_cr3((uintptr_t)directories[1]);
     for (unsigned i = option("b", 0); i; i--) {
         cover(0, 1);
@@ -229,4 +234,67 @@ CASE(coverage_modes)
     }
     say("DONE\n");
     wait_for_host();
+}
+
+/* ------------------------------------------------------------------ work */
+
+static uint32_t numbers[4096];
+
+static void sort(uint32_t *v, int n)
+{
+    uint32_t pivot = v[n / 2];
+    int i = 0, j = n - 1;
+
+    while (i <= j) {
+        while (v[i] < pivot) {
+            i++;
+        }
+        while (v[j] > pivot) {
+            j--;
+        }
+        if (i <= j) {
+            uint32_t t = v[i];
+
+            v[i++] = v[j];
+            v[j--] = t;
+        }
+    }
+    if (j > 0) {
+        sort(v, j + 1);
+    }
+    if (i < n - 1) {
+        sort(v + i, n - i);
+    }
+}
+
+/* Bit by bit, a branch for each */
+static uint32_t crc(const uint8_t *p, size_t n)
+{
+    uint32_t c = ~0u;
+
+    while (n--) {
+        c ^= *p++;
+        for (unsigned bit = 0; bit < 8; bit++) {
+            c = c & 1 ? c >> 1 ^ 0xedb88320 : c >> 1;
+        }
+    }
+    return ~c;
+}
+
+/* For scripts/coverage-cost: code with a branch each few instructions */
+CASE(coverage_work)
+{
+    uint32_t state = 1, sum = 0;
+
+    for (unsigned i = option("n", 100); i; i--) {
+        for (unsigned j = 0; j < ARRAY_SIZE(numbers); j++) {
+            numbers[j] = random32(&state);
+        }
+        sum ^= crc((const uint8_t *)numbers, sizeof(numbers));
+        sort(numbers, ARRAY_SIZE(numbers));
+        for (unsigned j = 1; j < ARRAY_SIZE(numbers); j++) {
+            check(numbers[j - 1] <= numbers[j], "not sorted");
+        }
+    }
+    say("DONE %x\n", sum);
 }
