@@ -23,6 +23,7 @@
 #include "qapi/error.h"
 #include "exec/address-spaces.h"
 #include "exec/target_page.h"
+#include "exec/tcg-coverage.h"
 #include "hw/core/cpu.h"
 #include "system/cpus.h"
 #include "system/hw_accel.h"
@@ -405,6 +406,7 @@ static void snapshot_run_begin(SnapshotState *s)
     s->status = SNAPSHOT_STATUS_RUN;
     snapshot_region_rw(r, run->channel + input->offset, s->input_length, true);
 
+    tcg_coverage_begin_run();
     snapshot_run_set_state(run, SNAPSHOT_RUN_RUNNING);
     trace_snapshot_run_begin(run->id, s->input_length);
     run->guest_start = qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL);
