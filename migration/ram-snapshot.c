@@ -17,6 +17,7 @@
 #include "exec/target_page.h"
 #include "hw/virtio/vhost.h"
 #include "hw/xen/xen.h"
+#include "system/hostmem.h"
 #include "system/kvm.h"
 #include "system/qtest.h"
 #include "system/system.h"
@@ -168,9 +169,20 @@ static const char *block_name(const RAMBlock *rb)
     return *rb->idstr ? rb->idstr : memory_region_name(rb->mr);
 }
 
+/*
+ * What is kept is no part of the machine, nor is a backend that nothing uses:
+ * it may be one that will be kept.
+ */
+static bool block_is_outside(const RAMBlock *rb)
+{
+    return rb->flags & RAM_KEPT ||
+        (!(rb->flags & RAM_MIGRATABLE) && !memory_region_is_mapped(rb->mr) &&
+         object_dynamic_cast(rb->mr->owner, TYPE_MEMORY_BACKEND));
+}
+
 static const char *block_refusal(const RAMBlock *rb)
 {
-    if (rb->flags & RAM_KEPT) {
+    if (block_is_outside(rb)) {
         return NULL;
     }
     if (memory_region_is_ram_device(rb->mr)) {
@@ -279,7 +291,7 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
             .pos = snap->size,
         };
 
-        if (rb->flags & RAM_KEPT) {
+        if (block_is_outside(rb)) {
             continue;
         }
         g_array_append_val(snap->blocks, b);
@@ -319,7 +331,7 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
     RAMBLOCK_FOREACH(rb) {
         const SavedBlock *b = saved_block(snap, i);
 
-        if (rb->flags & RAM_KEPT) {
+        if (block_is_outside(rb)) {
             continue;
         }
         if (i < snap->blocks->len && !is_saved_block(b, rb) &&
