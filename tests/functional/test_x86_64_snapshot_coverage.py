@@ -524,5 +524,74 @@ class Coverage(QemuSystemTest):
         self.refuse('accel tcg')
 
 
+class CoverageLinux(QemuSystemTest):
+    """
+    The same work of a Linux kernel, QEMU_TEST_SNAPSHOT_PASSES times. Catches
+    anything of the host's that shows in the map.
+    """
+
+    PASSES = int(os.getenv('QEMU_TEST_SNAPSHOT_PASSES', '100'))
+
+    def check(self, *args, **properties):
+        """Returns in how many runs the map was the first one's, and AFL's
+        stability: which share of its bytes never varied, in percent."""
+        linux = Path(os.getenv('QEMU_TEST_SNAPSHOT_LINUX') or
+                     Path(__file__).resolve().parents[2] / 'build/linux')
+        if not (linux / 'initramfs').exists():
+            self.skipTest(f'no initramfs in {linux}: run scripts/linux-guest')
+        self.require_accelerator('tcg')
+        self.require_device('name "snapshot"')
+        map_file = Path(self.scratch_file('map'))
+        map_file.write_bytes(bytes(SIZE))
+        self.set_machine('q35')
+        self.vm.add_args('-nodefaults', '-accel', 'tcg', '-m', '256',
+                         '-cpu', 'qemu64,-rdrand,-rdseed', '-rtc', 'clock=vm',
+                         '-kernel', str(linux / 'vmlinuz'),
+                         '-initrd', str(linux / 'initramfs'), '-append',
+                         'console=ttyS0 quiet nokaslr snapshot.run=cover',
+                         '-serial', f'file:{self.log_file("serial.log")}',
+                         '-device', 'pvpanic', '-action', 'panic=pause',
+                         '-device', 'snapshot',
+                         '-object', 'memory-backend-file,id=map,share=on,'
+                         f'size={SIZE},mem-path={map_file}', *args)
+        self.vm.launch()
+        self.vm.event_wait('GUEST_PANICKED', timeout=120)
+        self.vm.cmd('object-add', qom_type='tcg-coverage', id='cov',
+                    memdev='map', mode='kernel', **properties)
+        same, first, varied, used = 0, None, set(), set()
+        with open(map_file, 'r+b') as f:
+            counts = mmap.mmap(f.fileno(), SIZE)
+        for _ in range(self.PASSES):
+            counts[:] = bytes(SIZE)
+            self.vm.cmd('x-snapshot-device-restore', slot=0)
+            if not self.vm.cmd('query-status')['running']:
+                self.vm.cmd('cont')
+            self.vm.event_wait('GUEST_PANICKED', timeout=120)
+            got = counts[:]
+            first = first or got
+            same += got == first
+            if got is first or got != first:
+                used |= {i for i in range(SIZE) if got[i]}
+                varied |= {i for i in range(SIZE) if got[i] != first[i]}
+        self.assertGreater(len(used), 1000)
+        stability = 100 - 100 * len(varied) / len(used)
+        self.log.info('%s %s: %d runs, %d with the same map; %d bytes used, '
+                      'stability %.2f %%', args, properties, self.PASSES, same,
+                      len(used), stability)
+        return same, stability
+
+    def test_icount(self):
+        self.assertEqual(self.check('-icount', 'shift=3,sleep=off'),
+                         (self.PASSES, 100))
+
+    def test_icount_auto(self):
+        self.assertEqual(self.check('-icount', 'shift=auto'),
+                         (self.PASSES, 100))
+
+    def test_without_icount(self):
+        """The guest's time is the host's: only that it works is for sure."""
+        self.check(interrupts=False)
+
+
 if __name__ == '__main__':
     QemuSystemTest.main()

@@ -328,13 +328,13 @@ static void test_no_section(const void *machine)
 
 /*
  * Catches: something that went, reported as something else that came: what is
- * left stands in its place in the lists that are compared.
+ * left stands in its place in the lists that are compared.  And memory that
+ * nothing uses, taken for a part of the machine.
  */
 static void test_message(const void *machine)
 {
     static const char *const memory[] = { "big", "small" };
     SnapshotVM *vm = snapshot_vm_start("", "-M %s -nodefaults"
-                                       " -m 64,slots=2,maxmem=1G"
                                        " -device qemu-xhci"
                                        " -device usb-tablet,id=t"
                                        " -device usb-mouse,id=m"
@@ -347,13 +347,15 @@ static void test_message(const void *machine)
         qtest_qmp_assert_success(
             vm->qts, "{ 'execute': 'object-add', 'arguments': {"
             " 'qom-type': 'memory-backend-ram', 'id': %s, 'size': %u } }",
-            memory[i], (unsigned)(i ? 64 * MiB : 96 * MiB));
+            memory[i], (unsigned)(i ? 8 * KiB : 96 * MiB));
     }
     /* Memory that nothing uses is no part of the machine. */
     snapshot_restore(vm, 0);
     for (i = 0; i < 2; i++) {
-        qtest_qmp_device_add(vm->qts, "pc-dimm", i ? "d1" : "d0",
-                             "{ 'memdev': %s, 'slot': %d }", memory[i], i);
+        qtest_qmp_assert_success(
+            vm->qts, "{ 'execute': 'object-del', 'arguments': { 'id': %s } }",
+            memory[i]);
+        snapshot_restore(vm, 0);
     }
     snapshot_save(vm, 0);
     qtest_qmp_device_del(vm->qts, "t");
@@ -373,17 +375,6 @@ static void test_message(const void *machine)
         vm->qts, "{ 'execute': 'netdev_del', 'arguments': { 'id': 'n0' } }");
     assert_changed(vm, 0, "'slirp' was unplugged");
     assert_changed(vm, 1, "'slirp' was unplugged");
-
-    snapshot_save(vm, 0);
-    for (i = 0; i < 2; i++) {
-        g_autofree char *text = g_strdup_printf("'%s' was unplugged",
-                                                memory[i]);
-
-        qtest_outl(vm->qts, 0xa00, i);          /* ACPI: selector */
-        qtest_outl(vm->qts, 0xa14, 8);          /* flags: eject */
-        assert_changed(vm, 0, text);
-        snapshot_save(vm, 0);
-    }
     snapshot_vm_end(vm);
 }
 
