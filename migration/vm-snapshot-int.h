@@ -112,6 +112,13 @@ SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned slot,
 bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned slot, int64_t since,
                                  CPUState *self, bool *half_done);
 
+/**
+ * vm_snapshot_engine: the engine of the machine, or NULL
+ *
+ * In vm-snapshot-request.c.  With the BQL held.  It lives as long as its owner.
+ */
+VMSnapshot *vm_snapshot_engine(void);
+
 /* vm-snapshot-check.c: why not */
 
 /**
