@@ -519,7 +519,7 @@ static char *command_line(const Case *c, unsigned variant, const Rule *bus,
     g_autoptr(GString) properties = g_string_new(NULL);
     const Rule *r;
 
-    g_string_printf(args, "-M %s -m 4 -no-shutdown %s", c->machine,
+    g_string_printf(args, "-M %s -m 2 -no-shutdown %s", c->machine,
                     d ? "-nodefaults" : "");
     if (!d) {
         add_rule(args, properties, machine_rules + variant, d, dir);
