@@ -170,6 +170,9 @@ static const char *block_name(const RAMBlock *rb)
 
 static const char *block_refusal(const RAMBlock *rb)
 {
+    if (rb->flags & RAM_KEPT) {
+        return NULL;
+    }
     if (memory_region_is_ram_device(rb->mr)) {
         return "it is a host device's own memory";
     }
@@ -220,7 +223,7 @@ bool ram_snapshot_has_other_writers(const RAMBlock *rb)
 static ram_addr_t block_length(const RAMBlock *rb)
 {
     /* What nobody can write to needs no putting back. */
-    return rb->flags & RAM_READONLY ? 0 :
+    return rb->flags & (RAM_READONLY | RAM_KEPT) ? 0 :
         ROUND_UP(rb->used_length, qemu_real_host_page_size());
 }
 

@@ -54,7 +54,8 @@ bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp)
                    RunState_str(runstate_get()));
         return true;
     }
-    return migration_is_blocked_but_by(s->migration_blocker, errp) ||
+    return migration_is_blocked_but_by(s->migration_blocker, s->run_blocker,
+                                       errp) ||
         qemu_device_state_blocked(errp) ||
         ram_snapshot_blocked(s->store, errp);
 }

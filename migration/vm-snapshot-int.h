@@ -55,12 +55,15 @@ struct VMSnapshot {
     unsigned slot;
     int64_t since;
     CPUState *requester;
+    bool parked;                /* no vCPU runs, the guest's clocks stand */
+    VMChangeStateEntry *parking;    /* keeps them so; NULL before the first */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
 
     char *overlay_dir;          /* or NULL: the overlay's default */
     Notifier machine_done;      /* to tell of disks */
     Error *migration_blocker;   /* once disks are in memory */
+    Error *run_blocker;         /* vm_snapshot_block_migration()'s, or NULL */
     bool told_of_disks;         /* that they are */
 
     bool warned;                /* of devices that are not saved */
@@ -111,6 +114,14 @@ SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned slot,
  */
 bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned slot, int64_t since,
                                  CPUState *self, bool *half_done);
+
+/**
+ * vm_snapshot_start_clocks: let the guest's clocks go on
+ *
+ * Those that vm_snapshot_restore_on_vcpu() stops: the run state is that of a
+ * machine that runs, the BQL is held.
+ */
+void vm_snapshot_start_clocks(void);
 
 /**
  * vm_snapshot_engine: the engine of the machine, or NULL

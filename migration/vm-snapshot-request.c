@@ -11,8 +11,10 @@
 #include "qemu/timer.h"
 #include "qapi/error.h"
 #include "hw/core/cpu.h"
+#include "migration/blocker.h"
 #include "migration/misc.h"
 #include "migration/vm-snapshot-state.h"
+#include "system/cpu-timers.h"
 #include "system/cpus.h"
 #include "system/kvm.h"
 #include "system/runstate.h"
@@ -66,11 +68,28 @@ static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
         slot->way == DEVICE_STATE_IN_PLACE && !vm_snapshot_needs_drain();
 }
 
+static void vm_snapshot_hold_vcpus(void)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        cpu_hold(cpu);
+    }
+}
+
+static void vm_snapshot_release_vcpus(void)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        cpu_release(cpu);
+    }
+}
+
 static void vm_snapshot_on_vcpu(CPUState *self, run_on_cpu_data data)
 {
     VMSnapshot *s = data.host_ptr;
     bool half_done = false;
-    CPUState *cpu;
 
     /* Cancelled, or the main loop was first? */
     if (s->state != REQUEST_ON_VCPU || s->requester != self) {
@@ -83,9 +102,7 @@ static void vm_snapshot_on_vcpu(CPUState *self, run_on_cpu_data data)
         return;
     }
     /* The main loop has to do it all, or to tell why not. */
-    CPU_FOREACH(cpu) {
-        cpu_hold(cpu);
-    }
+    vm_snapshot_hold_vcpus();
     vm_snapshot_set_state(s, half_done ? REQUEST_HALF_DONE
                                        : REQUEST_IN_MAIN_LOOP);
     qemu_bh_schedule(s->bh);
@@ -137,7 +154,6 @@ static void vm_snapshot_bh(void *opaque)
     VMSnapshot *s = opaque;
     bool half_done = s->state == REQUEST_HALF_DONE;
     Error *err = NULL;
-    CPUState *cpu;
     int ret;
 
     qemu_bh_cancel(s->bh);
@@ -151,11 +167,11 @@ static void vm_snapshot_bh(void *opaque)
             if (half_done) {
                 vm_stop(RUN_STATE_INTERNAL_ERROR);
             }
-            s->config.done(s->config.opaque, s->op, ret);
+            s->config.done(s->config.opaque, s->op, s->slot, ret);
         }
     }
-    CPU_FOREACH(cpu) {
-        cpu_release(cpu);
+    if (!s->parked) {
+        vm_snapshot_release_vcpus();
     }
 }
 
@@ -192,6 +208,46 @@ void vm_snapshot_cancel(VMSnapshot *s)
 {
     if (vm_snapshot_is_requested(s)) {
         vm_snapshot_set_state(s, REQUEST_IDLE);
+    }
+}
+
+/* To continue the machine starts its clocks. */
+static void vm_snapshot_keep_parked(void *opaque, bool running, RunState state)
+{
+    const VMSnapshot *s = opaque;
+
+    if (running && s->parked) {
+        cpu_disable_ticks();
+    }
+}
+
+void vm_snapshot_park(VMSnapshot *s)
+{
+    if (!s->parking) {
+        s->parking = qemu_add_vm_change_state_handler(vm_snapshot_keep_parked,
+                                                      s);
+    }
+    s->parked = true;
+    vm_snapshot_hold_vcpus();
+}
+
+void vm_snapshot_unpark(VMSnapshot *s)
+{
+    CPUState *cpu;
+
+    if (!s->parked) {
+        return;
+    }
+    s->parked = false;
+    if (kvm_enabled()) {
+        /* Its TSCs have gone on. */
+        cpu_synchronize_all_post_init();
+    }
+    if (runstate_is_running()) {
+        vm_snapshot_start_clocks();
+    }
+    CPU_FOREACH(cpu) {
+        cpu->held = false;
     }
 }
 
@@ -264,6 +320,17 @@ Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
         vm_snapshot_committed(s);
     }
     return job;
+}
+
+bool vm_snapshot_block_migration(VMSnapshot *s, Error *reason, Error **errp)
+{
+    s->run_blocker = reason;
+    return !migrate_add_blocker_internal(&s->run_blocker, errp);
+}
+
+void vm_snapshot_unblock_migration(VMSnapshot *s)
+{
+    migrate_del_blocker(&s->run_blocker);
 }
 
 bool vm_snapshot_in_progress(const VMSnapshot *s)
@@ -347,6 +414,9 @@ static void vm_snapshot_finalize(Object *obj)
         the_engine = NULL;
     }
     qemu_bh_delete(s->bh);
+    if (s->parking) {
+        qemu_del_vm_change_state_handler(s->parking);
+    }
     for (i = 0; i < s->config.slots; i++) {
         vm_snapshot_clear_slot(&s->slots[i]);
     }
@@ -355,6 +425,7 @@ static void vm_snapshot_finalize(Object *obj)
         plug_log_stop();
     }
     ram_snapshot_store_free(s->store);
+    vm_snapshot_unblock_migration(s);
     vm_snapshot_disks_finalize(s);
     g_free(s->last_refusal);
     g_free(s->reset_reason);

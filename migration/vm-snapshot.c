@@ -49,14 +49,16 @@ static bool vm_snapshot_quiesce(RunState state, RunState *was, Error **errp)
     return vm_snapshot_drain_begin(errp);
 }
 
-static void vm_snapshot_resume(RunState was)
+static void vm_snapshot_resume(const VMSnapshot *s, RunState was)
 {
     bdrv_drain_all_end();
     if (runstate_is_live(was)) {
         RunState state = vm_get_suspended() ? RUN_STATE_SUSPENDED
                                             : RUN_STATE_RUNNING;
 
-        cpu_enable_ticks();
+        if (!s->parked) {
+            cpu_enable_ticks();
+        }
         runstate_set(state);
         vm_state_notify(1, state);
         vm_set_suspended(false);
@@ -143,7 +145,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     slot->virtio = object_resolve_path_type("", TYPE_VIRTIO_DEVICE, &several) ||
         several;
     vm_snapshot_warn_unsaved(s);
-    s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, 0);
+    s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, n, 0);
     return 0;
 }
 
@@ -162,7 +164,7 @@ int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
     if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp)) {
         ret = vm_snapshot_save_quiesced(s, n, errp);
     }
-    vm_snapshot_resume(was);
+    vm_snapshot_resume(s, was);
     return ret;
 }
 
@@ -301,7 +303,7 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
         ret = vm_snapshot_prepare(s, n, errp);
     }
     if (ret) {
-        vm_snapshot_resume(was);
+        vm_snapshot_resume(s, was);
         return ret;
     }
     t_load = get_clock();
@@ -317,20 +319,27 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
         /* As after a reset: the state that forbade to run on is gone. */
         runstate_set(RUN_STATE_PRELAUNCH);
     }
-    s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, 0);
-    vm_snapshot_resume(was);
+    s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, n, 0);
+    vm_snapshot_resume(s, was);
     vm_snapshot_count(s, n, since, t_stop, t_load, t_start);
     return 0;
 }
 
 /* Those of KVM are read from it when they stop, and set when they go on. */
-static void vm_snapshot_kvm_clocks(bool run)
+static void vm_snapshot_stop_clocks(void)
 {
-    RunState state = run ? RUN_STATE_RUNNING : RUN_STATE_RESTORE_VM;
-
+    cpu_disable_ticks();
     if (kvm_enabled()) {
-        runstate_set(state);
-        vm_clock_notify(run, state);
+        runstate_set(RUN_STATE_RESTORE_VM);
+        vm_clock_notify(false, RUN_STATE_RESTORE_VM);
+    }
+}
+
+void vm_snapshot_start_clocks(void)
+{
+    cpu_enable_ticks();
+    if (kvm_enabled()) {
+        vm_clock_notify(true, RUN_STATE_RUNNING);
     }
 }
 
@@ -345,8 +354,7 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
     if (vm_snapshot_prepare(s, n, NULL)) {
         return false;
     }
-    cpu_disable_ticks();
-    vm_snapshot_kvm_clocks(false);
+    vm_snapshot_stop_clocks();
     t_load = get_clock();
     s->last_pages = 0;
     slot->way = qemu_device_state_choose(slot->devices);
@@ -357,13 +365,19 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
         qemu_device_state_unchoose(slot->devices);
     }
     t_start = get_clock();
-    cpu_enable_ticks();
-    vm_snapshot_kvm_clocks(true);
+    if (ok) {
+        s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, n, 0);
+    }
+    if (kvm_enabled()) {
+        runstate_set(RUN_STATE_RUNNING);
+    }
+    if (!s->parked) {
+        vm_snapshot_start_clocks();
+    }
     if (!ok) {
         return false;
     }
 
-    s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, 0);
     CPU_FOREACH(cpu) {
         if (cpu != self && !cpu_thread_is_idle(cpu)) {
             qemu_cpu_kick(cpu);
@@ -376,7 +390,7 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
 void vm_snapshot_discard(VMSnapshot *s, unsigned n)
 {
     vm_snapshot_clear_slot(&s->slots[n]);
-    s->config.done(s->config.opaque, VM_SNAPSHOT_DISCARD, 0);
+    s->config.done(s->config.opaque, VM_SNAPSHOT_DISCARD, n, 0);
     trace_vm_snapshot_discard(n);
 }
 
@@ -391,7 +405,7 @@ SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned n,
         vm_snapshot_matches(slot, errp)) {
         m = vm_snapshot_compare(slot->ram, slot->devices, slot->disks, NULL);
     }
-    vm_snapshot_resume(was);
+    vm_snapshot_resume(s, was);
     return m;
 }
 

@@ -13,37 +13,11 @@
 #include "qemu/module.h"
 #include "qapi/error.h"
 #include "qapi/util.h"
-#include "hw/misc/snapshot-regs.h"
-#include "hw/pci/pci_device.h"
 #include "hw/qdev-properties.h"
-#include "migration/vm-snapshot.h"
+#include "hw/qdev-properties-system.h"
 #include "migration/vmstate.h"
+#include "snapshot-int.h"
 #include "trace.h"
-
-#define TYPE_SNAPSHOT "snapshot"
-OBJECT_DECLARE_SIMPLE_TYPE(SnapshotState, SNAPSHOT)
-
-struct SnapshotState {
-    PCIDevice parent_obj;
-
-    MemoryRegion bar;
-    VMSnapshot *engine;
-
-    /* properties */
-    uint32_t slots;
-    char *ram;
-    char *file;
-    char *verify;
-    char *disks;
-    uint64_t overlay_size;
-    char *overlay_dir;
-    bool new_generation;
-
-    /* registers */
-    uint32_t status;
-    uint32_t slot;
-    uint64_t argument;
-};
 
 static uint32_t snapshot_error(int ret)
 {
@@ -69,7 +43,8 @@ static uint32_t snapshot_error(int ret)
     return SNAPSHOT_STATUS_ERROR;
 }
 
-static void snapshot_done(void *opaque, VMSnapshotOp op, int ret)
+static void snapshot_done(void *opaque, VMSnapshotOp op, unsigned slot,
+                          int ret)
 {
     static const uint32_t status[] = {
         [VM_SNAPSHOT_SAVE] = SNAPSHOT_STATUS_SAVED,
@@ -77,46 +52,87 @@ static void snapshot_done(void *opaque, VMSnapshotOp op, int ret)
         [VM_SNAPSHOT_DISCARD] = SNAPSHOT_STATUS_DISCARDED,
     };
     SnapshotState *s = opaque;
+    SnapshotRequest request = s->request;
 
+    s->request = SNAPSHOT_REQUEST_NONE;
     s->status = ret ? snapshot_error(ret) : status[op];
     trace_snapshot_done(op, s->status);
+    snapshot_run_op_done(s, request, op, slot, ret);
+}
+
+int snapshot_request(SnapshotState *s, SnapshotRequest request,
+                     VMSnapshotOp op, unsigned slot)
+{
+    int ret = vm_snapshot_request(s->engine, op, slot);
+
+    if (!ret) {
+        s->request = request;
+    }
+    return ret;
 }
 
 static void snapshot_command(SnapshotState *s, uint32_t command)
 {
-    VMSnapshotOp op;
-    int ret;
+    uint32_t error = SNAPSHOT_STATUS_NONE;
+    int ret = 0;
 
-    switch (command) {
-    case SNAPSHOT_CMD_SAVE:
-        op = VM_SNAPSHOT_SAVE;
-        break;
-    case SNAPSHOT_CMD_RESTORE:
-        op = VM_SNAPSHOT_RESTORE;
-        break;
-    case SNAPSHOT_CMD_DISCARD:
-        op = VM_SNAPSHOT_DISCARD;
-        break;
-    default:
-        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: unknown command 0x%" PRIx32
-                      "\n", command);
-        s->status = SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_COMMAND;
-        return;
-    }
-    if (s->slot >= s->slots) {
+    if (s->slot >= s->slots && command != SNAPSHOT_CMD_DONE) {
         qemu_log_mask(LOG_GUEST_ERROR, "snapshot: there is no slot %" PRIu32
                       "\n", s->slot);
         s->status = SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_SLOT;
         return;
     }
-    ret = vm_snapshot_request(s->engine, op, s->slot);
+    switch (command) {
+    case SNAPSHOT_CMD_SAVE:
+        ret = snapshot_request(s, SNAPSHOT_REQUEST_COMMAND, VM_SNAPSHOT_SAVE,
+                               s->slot);
+        break;
+    case SNAPSHOT_CMD_RESTORE:
+        ret = snapshot_request(s, SNAPSHOT_REQUEST_COMMAND,
+                               VM_SNAPSHOT_RESTORE, s->slot);
+        break;
+    case SNAPSHOT_CMD_DISCARD:
+        ret = snapshot_request(s, SNAPSHOT_REQUEST_COMMAND,
+                               VM_SNAPSHOT_DISCARD, s->slot);
+        break;
+    case SNAPSHOT_CMD_READY:
+        error = snapshot_run_ready(s);
+        break;
+    case SNAPSHOT_CMD_DONE:
+        error = snapshot_run_done(s);
+        break;
+    default:
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: unknown command 0x%" PRIx32
+                      "\n", command);
+        error = SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_COMMAND;
+        break;
+    }
     if (ret) {
-        s->status = snapshot_error(ret);
+        error = snapshot_error(ret);
+    }
+    if (error) {
+        s->status = error;
     }
 }
 
-static uint64_t snapshot_register(const SnapshotState *s, hwaddr addr)
+/* The region that ADDRESS and LENGTH are of, or NULL */
+static SnapshotRegion *snapshot_region(SnapshotState *s)
 {
+    return s->region < SNAPSHOT_REGIONS ? &s->run.regions[s->region] : NULL;
+}
+
+static uint32_t snapshot_features(const SnapshotState *s)
+{
+    return (vm_snapshot_ram(s->engine) == SNAPSHOT_DEVICE_RAM_DIRTY ?
+            SNAPSHOT_FEATURE_DIRTY : SNAPSHOT_FEATURE_REMAP) |
+        (s->channel ? SNAPSHOT_FEATURE_CHANNEL : 0) |
+        (s->run.channel ? SNAPSHOT_FEATURE_CONTROL : 0);
+}
+
+static uint64_t snapshot_register(SnapshotState *s, hwaddr addr)
+{
+    const SnapshotRegion *region = snapshot_region(s);
+
     switch (addr) {
     case SNAPSHOT_REG_STATUS:
         return s->status;
@@ -125,8 +141,7 @@ static uint64_t snapshot_register(const SnapshotState *s, hwaddr addr)
     case SNAPSHOT_REG_SLOTS:
         return s->slots;
     case SNAPSHOT_REG_FEATURES:
-        return vm_snapshot_ram(s->engine) == SNAPSHOT_DEVICE_RAM_DIRTY ?
-            SNAPSHOT_FEATURE_DIRTY : SNAPSHOT_FEATURE_REMAP;
+        return snapshot_features(s);
     case SNAPSHOT_REG_ARGUMENT:
         return s->argument;
     case SNAPSHOT_REG_RESTORES:
@@ -135,6 +150,16 @@ static uint64_t snapshot_register(const SnapshotState *s, hwaddr addr)
         return vm_snapshot_last_pages(s->engine);
     case SNAPSHOT_REG_NANOSECONDS:
         return vm_snapshot_last_ns(s->engine);
+    case SNAPSHOT_REG_RESULT:
+        return s->result;
+    case SNAPSHOT_REG_INPUT_LENGTH:
+        return s->input_length;
+    case SNAPSHOT_REG_REGION:
+        return s->region;
+    case SNAPSHOT_REG_ADDRESS:
+        return region ? region->address : 0;
+    case SNAPSHOT_REG_LENGTH:
+        return region ? region->length : 0;
     default:
         qemu_log_mask(LOG_GUEST_ERROR, "snapshot: read of unknown register 0x%"
                       HWADDR_PRIx "\n", addr);
@@ -144,8 +169,9 @@ static uint64_t snapshot_register(const SnapshotState *s, hwaddr addr)
 
 static bool snapshot_register_is_64bit(hwaddr addr)
 {
-    return addr >= SNAPSHOT_REG_ARGUMENT &&
-        addr < SNAPSHOT_REG_NANOSECONDS + 8;
+    return (addr >= SNAPSHOT_REG_ARGUMENT &&
+            addr < SNAPSHOT_REG_NANOSECONDS + 8) ||
+        (addr >= SNAPSHOT_REG_ADDRESS && addr < SNAPSHOT_REG_LENGTH + 8);
 }
 
 static uint64_t snapshot_read(void *opaque, hwaddr addr, unsigned size)
@@ -166,6 +192,7 @@ static void snapshot_write(void *opaque, hwaddr addr, uint64_t val,
                            unsigned size)
 {
     SnapshotState *s = opaque;
+    SnapshotRegion *region = snapshot_region(s);
 
     trace_snapshot_write(addr, size, val);
     switch (addr) {
@@ -178,6 +205,26 @@ static void snapshot_write(void *opaque, hwaddr addr, uint64_t val,
     case SNAPSHOT_REG_ARGUMENT:
     case SNAPSHOT_REG_ARGUMENT + 4:
         s->argument = deposit64(s->argument, addr % 8 * 8, size * 8, val);
+        break;
+    case SNAPSHOT_REG_RESULT:
+        s->result = val;
+        break;
+    case SNAPSHOT_REG_REGION:
+        s->region = val;
+        break;
+    case SNAPSHOT_REG_ADDRESS:
+    case SNAPSHOT_REG_ADDRESS + 4:
+    case SNAPSHOT_REG_LENGTH:
+    case SNAPSHOT_REG_LENGTH + 4:
+        if (region) {
+            uint64_t *reg = addr < SNAPSHOT_REG_LENGTH ? &region->address
+                                                       : &region->length;
+
+            *reg = deposit64(*reg, addr % 8 * 8, size * 8, val);
+        } else {
+            qemu_log_mask(LOG_GUEST_ERROR, "snapshot: there is no region %"
+                          PRIu32 "\n", s->region);
+        }
         break;
     default:
         qemu_log_mask(LOG_GUEST_ERROR, "snapshot: write to read-only or "
@@ -210,15 +257,28 @@ static const MemoryRegionOps snapshot_ops = {
 static void snapshot_reset_hold(Object *obj, ResetType type)
 {
     SnapshotState *s = SNAPSHOT(obj);
+    unsigned i;
 
     vm_snapshot_cancel(s->engine);
+    s->request = SNAPSHOT_REQUEST_NONE;
     /* The registers tell the guest that it was put back, and how often. */
     if (type == RESET_TYPE_SNAPSHOT_LOAD) {
+        if (!vm_snapshot_in_progress(s->engine)) {
+            /* It is loadvm. */
+            snapshot_run_reset(s, SNAPSHOT_ENDED_RESTORED);
+        }
         return;
     }
+    snapshot_run_reset(s, SNAPSHOT_ENDED_RESET);
     s->status = SNAPSHOT_STATUS_NONE;
     s->slot = 0;
     s->argument = 0;
+    s->result = 0;
+    s->region = 0;
+    for (i = 0; i < SNAPSHOT_REGIONS; i++) {
+        s->run.regions[i].address = 0;
+        s->run.regions[i].length = 0;
+    }
 }
 
 /* off, on or a number */
@@ -241,6 +301,61 @@ static bool snapshot_parse_verify(const char *text, uint32_t *every,
     }
     *every = on;
     return true;
+}
+
+/* Take a memory backend as the channel: region 2 */
+static bool snapshot_add_channel(SnapshotState *s, Error **errp)
+{
+    MemoryRegion *mr;
+
+    if (host_memory_backend_is_mapped(s->channel)) {
+        error_setg(errp, "The memory of channel= is in use already");
+        return false;
+    }
+    mr = host_memory_backend_get_memory(s->channel);
+    if (!is_power_of_2(memory_region_size(mr))) {
+        error_setg(errp, "The size of channel=, %" PRIu64 " bytes, is not a "
+                   "power of 2", memory_region_size(mr));
+        return false;
+    }
+    qemu_ram_set_kept(mr->ram_block);
+    host_memory_backend_set_mapped(s->channel, true);
+    pci_register_bar(PCI_DEVICE(s), SNAPSHOT_CHANNEL_BAR,
+                     PCI_BASE_ADDRESS_SPACE_MEMORY |
+                     PCI_BASE_ADDRESS_MEM_PREFETCH |
+                     PCI_BASE_ADDRESS_MEM_TYPE_64, mr);
+    return true;
+}
+
+/* Let restores leave the memory backends alone that keep= names */
+static bool snapshot_keep(const char *ids, Error **errp)
+{
+    g_auto(GStrv) list = g_strsplit(ids, ":", 0);
+    char **id;
+
+    for (id = list; *id; id++) {
+        Object *obj = object_resolve_path_component(object_get_objects_root(),
+                                                    *id);
+        HostMemoryBackend *backend =
+            (void *)object_dynamic_cast(obj, TYPE_MEMORY_BACKEND);
+
+        if (!backend) {
+            error_setg(errp, "keep=%s: '%s' is not the id of a memory backend",
+                       ids, *id);
+            error_append_hint(errp, "Several are separated by colons.\n");
+            return false;
+        }
+        qemu_ram_set_kept(host_memory_backend_get_memory(backend)->ram_block);
+    }
+    return true;
+}
+
+static void snapshot_exit(PCIDevice *pdev)
+{
+    SnapshotState *s = SNAPSHOT(pdev);
+
+    snapshot_run_exit(s);
+    object_unparent(OBJECT(s->engine));
 }
 
 static void snapshot_realize(PCIDevice *pdev, Error **errp)
@@ -280,21 +395,26 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
     if (!snapshot_parse_verify(s->verify, &config.verify, errp)) {
         return;
     }
+    if (s->keep && !snapshot_keep(s->keep, errp)) {
+        return;
+    }
+    if (qemu_chr_fe_backend_connected(&s->control) &&
+        !snapshot_run_init(s, errp)) {
+        return;
+    }
     s->engine = vm_snapshot_new(OBJECT(s), &config, errp);
     if (!s->engine) {
+        snapshot_run_exit(s);
+        return;
+    }
+    if (s->channel && !snapshot_add_channel(s, errp)) {
+        snapshot_exit(pdev);
         return;
     }
     memory_region_init_io(&s->bar, OBJECT(s), &snapshot_ops, s, "snapshot",
                           SNAPSHOT_BAR_SIZE);
     pci_register_bar(pdev, SNAPSHOT_BAR, PCI_BASE_ADDRESS_SPACE_MEMORY,
                      &s->bar);
-}
-
-static void snapshot_exit(PCIDevice *pdev)
-{
-    SnapshotState *s = SNAPSHOT(pdev);
-
-    object_unparent(OBJECT(s->engine));
 }
 
 static bool snapshot_registers_needed(void *opaque)
@@ -318,6 +438,38 @@ static const VMStateDescription vmstate_snapshot_registers = {
     }
 };
 
+static const VMStateDescription vmstate_snapshot_region = {
+    .name = "snapshot/region",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT64(address, SnapshotRegion),
+        VMSTATE_UINT64(length, SnapshotRegion),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+static bool snapshot_run_needed(void *opaque)
+{
+    SnapshotState *s = opaque;
+
+    return s->run.channel && snapshot_registers_needed(s);
+}
+
+static const VMStateDescription vmstate_snapshot_run = {
+    .name = "snapshot/run",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .needed = snapshot_run_needed,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT32(result, SnapshotState),
+        VMSTATE_UINT32(region, SnapshotState),
+        VMSTATE_STRUCT_ARRAY(run.regions, SnapshotState, SNAPSHOT_REGIONS, 1,
+                             vmstate_snapshot_region, SnapshotRegion),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
 static const VMStateDescription vmstate_snapshot = {
     .name = "snapshot",
     .restore = VMSTATE_RESTORE_IN_PLACE,
@@ -329,6 +481,7 @@ static const VMStateDescription vmstate_snapshot = {
     },
     .subsections = (const VMStateDescription * const []) {
         &vmstate_snapshot_registers,
+        &vmstate_snapshot_run,
         NULL
     }
 };
@@ -341,6 +494,10 @@ static const Property snapshot_properties[] = {
     DEFINE_PROP_STRING("disks", SnapshotState, disks),
     DEFINE_PROP_SIZE("overlay-size", SnapshotState, overlay_size, 0),
     DEFINE_PROP_STRING("overlay-dir", SnapshotState, overlay_dir),
+    DEFINE_PROP_LINK("channel", SnapshotState, channel, TYPE_MEMORY_BACKEND,
+                     HostMemoryBackend *),
+    DEFINE_PROP_CHR("control", SnapshotState, control),
+    DEFINE_PROP_STRING("keep", SnapshotState, keep),
     DEFINE_PROP_BOOL("new-generation", SnapshotState, new_generation, false),
 };
 

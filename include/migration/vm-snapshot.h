@@ -32,12 +32,15 @@ typedef enum VMSnapshotOp {
  * VMSnapshotDone: called when an operation has ended
  * @opaque: as given to vm_snapshot_new()
  * @op: the operation
+ * @slot: that it was carried out on
  * @ret: 0 or what vm_snapshot_run() returns; the host's own failures are told
  *       to the host alone
  *
- * Called in the main loop with the BQL held, before the vCPUs run again.
+ * Called with the BQL held, in the main loop or on a vCPU's thread, before the
+ * vCPUs run again.
  */
-typedef void VMSnapshotDone(void *opaque, VMSnapshotOp op, int ret);
+typedef void VMSnapshotDone(void *opaque, VMSnapshotOp op, unsigned slot,
+                            int ret);
 
 typedef struct VMSnapshotConfig {
     unsigned slots;             /* at most VM_SNAPSHOT_SLOTS_MAX */
@@ -83,6 +86,35 @@ int vm_snapshot_request(VMSnapshot *s, VMSnapshotOp op, unsigned slot);
  * For a reset: whoever made the request is no more.  The BQL is held.
  */
 void vm_snapshot_cancel(VMSnapshot *s);
+
+/**
+ * vm_snapshot_park: let the machine wait where a save or restore has left it
+ *
+ * For the done callback.  The vCPUs are held and the guest's clocks stand
+ * until vm_snapshot_unpark(), whatever the host's user stops and continues.
+ * Operations are possible meanwhile; the machine is parked after them, too.
+ */
+void vm_snapshot_park(VMSnapshot *s);
+
+/**
+ * vm_snapshot_unpark: let a machine that is parked go on
+ *
+ * Called in the main loop with the BQL held.  The vCPUs go on with the next
+ * resume_all_vcpus(), which is not called: this may be a reset or a restore,
+ * that goes before.
+ */
+void vm_snapshot_unpark(VMSnapshot *s);
+
+/**
+ * vm_snapshot_block_migration: refuse migrations, but not saves
+ * @reason: taken over in any case
+ *
+ * Until vm_snapshot_unblock_migration(), which may be called in any case.
+ *
+ * Returns: false with @errp set if a migration is under way
+ */
+bool vm_snapshot_block_migration(VMSnapshot *s, Error *reason, Error **errp);
+void vm_snapshot_unblock_migration(VMSnapshot *s);
 
 /**
  * vm_snapshot_run: carry an operation out

@@ -42,6 +42,7 @@
 #define SNAPSHOT_ENDED_RESET    1       /* the host's user reset it */
 #define SNAPSHOT_ENDED_RESTORED 2       /* the user restored a snapshot */
 #define SNAPSHOT_ENDED_FAILED   3       /* it could not be put back */
+#define SNAPSHOT_ENDED_SAVED    4       /* its slot holds something else */
 
 /* Why a message was refused; behind those with C, the connection is closed */
 #define SNAPSHOT_REFUSED_TYPE    1      /* C no such type, or not a host's */

@@ -209,6 +209,12 @@ void pci_write(unsigned devfn, unsigned reg, uint32_t v);
 int pci_find(uint16_t vendor, uint16_t device);         /* devfn, or -1 */
 uintptr_t pci_bar(unsigned devfn, unsigned bar);        /* decoding enabled */
 
+/*
+ * What is at 0xc0000 + 0x8000 * @n: 0x33 is RAM, 0x11 RAM that is read-only, 0
+ * what is behind PCI
+ */
+void pam_write(unsigned n, uint8_t v);
+
 /* The snapshot device */
 extern uintptr_t snapshot_bar;
 extern unsigned snapshot_devfn;

@@ -458,6 +458,20 @@ void delay_us(unsigned us)
     }
 }
 
+/* Where the chipset keeps PAM1 ... PAM6, as a byte address in devfn 0 */
+static unsigned pam_register(void)
+{
+    return pci_read(0, 0) == 0x12378086 ? 0x5a : 0x91;
+}
+
+void pam_write(unsigned n, uint8_t v)
+{
+    unsigned reg = pam_register() + n, shift = 8 * (reg & 3);
+    uint32_t old = pci_read(0, reg & ~3u);
+
+    pci_write(0, reg & ~3u, (old & ~(0xffu << shift)) | v << shift);
+}
+
 void acpi_power_off(void)
 {
     outw(pm_timer_port - 4, 0x2000);    /* PM1 control: SLP_EN, S5 */

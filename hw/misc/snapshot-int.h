@@ -1,0 +1,150 @@
+/*
+ * Snapshot device: what its files have in common
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_MISC_SNAPSHOT_INT_H
+#define HW_MISC_SNAPSHOT_INT_H
+
+#include "chardev/char-fe.h"
+#include "hw/misc/snapshot-control.h"
+#include "hw/misc/snapshot-regs.h"
+#include "hw/pci/pci_device.h"
+#include "migration/vm-snapshot.h"
+#include "system/hostmem.h"
+
+#define TYPE_SNAPSHOT "snapshot"
+OBJECT_DECLARE_SIMPLE_TYPE(SnapshotState, SNAPSHOT)
+
+/* Where the guest is; snapshot_run_set_state() knows the legal steps. */
+typedef enum SnapshotRunState {
+    SNAPSHOT_RUN_NONE,          /* it has not given READY */
+    SNAPSHOT_RUN_SAVING,        /* it has: the save is to come */
+    SNAPSHOT_RUN_WAITING,       /* for a run, with the machine parked */
+    SNAPSHOT_RUN_RUNNING,
+    SNAPSHOT_RUN_ENDING,        /* RESULT was sent, the restore is to come */
+    SNAPSHOT_RUN__MAX,
+} SnapshotRunState;
+
+/* A part of the guest's memory that is copied from or to the channel */
+typedef struct SnapshotRegion {
+    uint64_t address;           /* registers */
+    uint64_t length;
+    hwaddr *pages;              /* physical, by READY; NULL: no region */
+    size_t size;                /* bytes, by READY */
+} SnapshotRegion;
+
+/* What the guest has asked the engine for */
+typedef enum SnapshotRequest {
+    SNAPSHOT_REQUEST_NONE,
+    SNAPSHOT_REQUEST_COMMAND,
+    SNAPSHOT_REQUEST_READY,
+    SNAPSHOT_REQUEST_DONE,
+} SnapshotRequest;
+
+typedef struct SnapshotRun {
+    SnapshotRunState state;
+    unsigned slot;
+    SnapshotRegion regions[SNAPSHOT_REGIONS];
+    struct snapshot_area areas[SNAPSHOT_REGIONS];
+    uint8_t *channel;
+    uint64_t channel_size;
+
+    /* Of the run that is under way */
+    uint32_t id;
+    int64_t host_start;         /* ns, by get_clock() */
+    int64_t host_deadline;      /* the same; INT64_MAX: none */
+    int64_t host_left;          /* while the user has stopped the machine */
+    int64_t guest_start;        /* ns, by the virtual clock */
+    int cause;                  /* why @bh shall end it; SNAPSHOT_CAUSE_* */
+    QEMUTimer *host_timer;
+    QEMUTimer *guest_timer;
+    QEMUTimer *retry_timer;     /* to try again to put the machine back */
+    QEMUBH *bh;
+    VMChangeStateEntry *vm_state;
+
+    /* The host */
+    bool connected;
+    bool attached;              /* has said HELLO */
+    bool told_ready;
+    bool pending;               /* @in is a RUN that waits for WAITING */
+    bool broken;                /* @bh shall close the connection */
+    unsigned in_len;
+    struct snapshot_message in;
+} SnapshotRun;
+
+struct SnapshotState {
+    PCIDevice parent_obj;
+
+    MemoryRegion bar;
+    VMSnapshot *engine;
+    SnapshotRequest request;
+    SnapshotRun run;
+
+    /* properties */
+    uint32_t slots;
+    char *ram;
+    char *file;
+    char *verify;
+    char *disks;
+    uint64_t overlay_size;
+    char *overlay_dir;
+    bool new_generation;
+    HostMemoryBackend *channel;
+    CharBackend control;
+    char *keep;
+
+    /* registers */
+    uint32_t status;
+    uint32_t slot;
+    uint64_t argument;
+    uint32_t result;
+    uint32_t input_length;
+    uint32_t region;
+};
+
+/*
+ * snapshot-run.c: runs, for a program on the host.  All is called with the BQL
+ * held.
+ */
+
+/**
+ * snapshot_run_init: serve control=
+ *
+ * Returns: false with @errp set if there is no channel that it could be done
+ * with
+ */
+bool snapshot_run_init(SnapshotState *s, Error **errp);
+
+void snapshot_run_exit(SnapshotState *s);
+
+/**
+ * snapshot_run_reset: the guest, or who gave READY in it, is no more
+ * @reason: SNAPSHOT_ENDED_*
+ */
+void snapshot_run_reset(SnapshotState *s, uint32_t reason);
+
+/**
+ * snapshot_run_ready, snapshot_run_done: the guest's commands
+ *
+ * Returns: SNAPSHOT_STATUS_NONE if snapshot_run_op_done() follows, else the
+ * error's STATUS; nothing has changed then
+ */
+uint32_t snapshot_run_ready(SnapshotState *s);
+uint32_t snapshot_run_done(SnapshotState *s);
+
+/**
+ * snapshot_run_op_done: as VMSnapshotDone
+ * @request: which the guest made; NONE: it was the host's user, or a run's end
+ */
+void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
+                          VMSnapshotOp op, unsigned slot, int ret);
+
+/* snapshot.c */
+
+/** snapshot_request: as vm_snapshot_request(), on behalf of @request */
+int snapshot_request(SnapshotState *s, SnapshotRequest request,
+                     VMSnapshotOp op, unsigned slot);
+
+#endif /* HW_MISC_SNAPSHOT_INT_H */

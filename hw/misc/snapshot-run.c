@@ -1,0 +1,813 @@
+/*
+ * Snapshot device: runs
+ *
+ * A run: an input goes in, the guest executes, a result and coverage come out,
+ * and the machine goes back.  docs/interop/snapshot-control.rst describes what
+ * a program on the host sees of it, docs/specs/snapshot.rst what the guest
+ * does.
+ *
+ * What the guest has written, registers and memory, is checked whenever it is
+ * used: it may change at any time.  Memory is accessed by physical addresses,
+ * as a DMA that only RAM answers to.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "qemu/error-report.h"
+#include "qemu/log.h"
+#include "qemu/main-loop.h"
+#include "qemu/timer.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
+#include "exec/address-spaces.h"
+#include "exec/target_page.h"
+#include "hw/core/cpu.h"
+#include "system/cpus.h"
+#include "system/hw_accel.h"
+#include "system/runstate.h"
+#include "snapshot-int.h"
+#include "trace.h"
+
+#define CHANNEL_MIN     (64 * KiB)
+#define TEXT_MIN        (4 * KiB)
+#define AREA_ALIGN      (4 * KiB)
+#define RETRY_NS        (10 * SCALE_MS)
+#define NO_CAUSE        (-1)
+
+QEMU_BUILD_BUG_ON(sizeof(struct snapshot_message) != 64);
+
+static void snapshot_run_set_state(SnapshotRun *run, SnapshotRunState to)
+{
+    static const uint8_t steps[SNAPSHOT_RUN__MAX] = {
+        [SNAPSHOT_RUN_NONE] = BIT(SNAPSHOT_RUN_SAVING),
+        [SNAPSHOT_RUN_SAVING] = BIT(SNAPSHOT_RUN_WAITING) |
+                                BIT(SNAPSHOT_RUN_NONE),
+        [SNAPSHOT_RUN_WAITING] = BIT(SNAPSHOT_RUN_RUNNING) |
+                                 BIT(SNAPSHOT_RUN_NONE),
+        [SNAPSHOT_RUN_RUNNING] = BIT(SNAPSHOT_RUN_ENDING) |
+                                 BIT(SNAPSHOT_RUN_NONE),
+        [SNAPSHOT_RUN_ENDING] = BIT(SNAPSHOT_RUN_WAITING) |
+                                BIT(SNAPSHOT_RUN_NONE),
+    };
+
+    g_assert(steps[run->state] & BIT(to));
+    trace_snapshot_run_state(run->state, to);
+    /* snapshot_run_guest_end() reads it, in any thread. */
+    qatomic_set(&run->state, to);
+}
+
+/*
+ * Regions
+ */
+
+static void snapshot_region_clear(SnapshotRegion *r)
+{
+    g_clear_pointer(&r->pages, g_free);
+    r->size = 0;
+}
+
+/* The page at an address as the calling vCPU sees it, if it is of RAM */
+static bool snapshot_find_page(uint64_t address, bool write, hwaddr *page)
+{
+    MemTxAttrs attrs = MEMTXATTRS_UNSPECIFIED;
+    hwaddr xlat, len = 1, addr = address;
+    MemoryRegion *mr;
+
+    if (current_cpu) {
+        addr = cpu_get_phys_page_attrs_debug(current_cpu, address, &attrs);
+        if (addr == -1) {
+            return false;
+        }
+    }
+    RCU_READ_LOCK_GUARD();
+    mr = address_space_translate(&address_space_memory, addr, &xlat, &len,
+                                 write, attrs);
+    *page = addr;
+    return memory_region_is_ram(mr) && !memory_region_is_ram_device(mr) &&
+        !(write && (mr->readonly || mr->rom_device));
+}
+
+/* Returns: false if a page is not there, or the region longer than @most */
+static bool snapshot_region_resolve(SnapshotRegion *r, bool write, size_t most)
+{
+    const unsigned page = qemu_target_page_size();
+    uint64_t address = r->address, length = r->length;
+    size_t i, n;
+
+    snapshot_region_clear(r);
+    if (!length) {
+        return true;
+    }
+    if (length > most || address + length - 1 < address) {
+        return false;
+    }
+    n = (address + length - 1) / page - address / page + 1;
+    r->pages = g_new(hwaddr, n);
+    for (i = 0; i < n; i++) {
+        if (!snapshot_find_page((address / page + i) * page, write,
+                                &r->pages[i])) {
+            snapshot_region_clear(r);
+            return false;
+        }
+    }
+    r->pages[0] += address % page;
+    r->size = length;
+    return true;
+}
+
+/*
+ * Copy between a region and a buffer, at most @len bytes.  Where there is no
+ * RAM now, zeroes are read and nothing is written.
+ */
+static void snapshot_region_rw(const SnapshotRegion *r, uint8_t *buf,
+                               size_t len, bool write)
+{
+    const MemTxAttrs attrs = { .memory = 1 };
+    const unsigned page = qemu_target_page_size();
+    size_t i, done = 0, n;
+
+    len = MIN(len, r->size);
+    for (i = 0; done < len; i++, done += n) {
+        n = MIN(len - done, page - r->pages[i] % page);
+        if (address_space_rw(&address_space_memory, r->pages[i], attrs,
+                             buf + done, n, write) != MEMTX_OK && !write) {
+            memset(buf + done, 0, n);
+        }
+    }
+}
+
+/* Lay out the channel: input, coverage, text. */
+static bool snapshot_run_resolve(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    SnapshotRegion *r = run->regions;
+    uint64_t most = run->channel_size, input, coverage, text;
+    unsigned i;
+
+    if (current_cpu) {
+        cpu_synchronize_state(current_cpu);
+    }
+    for (i = 0; i < SNAPSHOT_REGIONS; i++) {
+        if (!snapshot_region_resolve(&r[i], i == SNAPSHOT_REGION_INPUT,
+                                     most)) {
+            qemu_log_mask(LOG_GUEST_ERROR, "snapshot: region %u, %" PRIu64
+                          " bytes at 0x%" PRIx64 ", is not all RAM that is "
+                          "present, or longer than the channel\n", i,
+                          r[i].length, r[i].address);
+            return false;
+        }
+    }
+    coverage = ROUND_UP(r[SNAPSHOT_REGION_COVERAGE].size, AREA_ALIGN);
+    text = ROUND_UP(MAX(r[SNAPSHOT_REGION_TEXT].size + 1, TEXT_MIN),
+                    AREA_ALIGN);
+    if (coverage + text >= most) {
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: coverage and text leave no "
+                      "room for an input in a channel of %" PRIu64 " bytes\n",
+                      most);
+        return false;
+    }
+    input = most - coverage - text;
+    run->areas[SNAPSHOT_REGION_INPUT].size =
+        r[SNAPSHOT_REGION_INPUT].size ?
+        MIN(r[SNAPSHOT_REGION_INPUT].size, input) : input;
+    run->areas[SNAPSHOT_REGION_COVERAGE].offset = input;
+    run->areas[SNAPSHOT_REGION_COVERAGE].size =
+        r[SNAPSHOT_REGION_COVERAGE].size;
+    run->areas[SNAPSHOT_REGION_TEXT].offset = input + coverage;
+    run->areas[SNAPSHOT_REGION_TEXT].size = text;
+    return true;
+}
+
+/*
+ * Messages
+ */
+
+/* Called on any thread.  The protocol lets a socket's buffer never be full. */
+static void snapshot_send(SnapshotState *s, const struct snapshot_message *m)
+{
+    SnapshotRun *run = &s->run;
+
+    if (run->connected && !run->broken &&
+        qemu_chr_fe_write(&s->control, (const uint8_t *)m, sizeof(*m)) !=
+        sizeof(*m)) {
+        run->broken = true;
+        qemu_bh_schedule(run->bh);
+    }
+}
+
+static void snapshot_refuse(SnapshotState *s, uint32_t id, uint32_t reason)
+{
+    struct snapshot_message m = {
+        .type = cpu_to_le32(SNAPSHOT_MSG_ERROR),
+        .id = cpu_to_le32(id),
+        .error.reason = cpu_to_le32(reason),
+    };
+
+    trace_snapshot_run_refused(id, reason);
+    snapshot_send(s, &m);
+    if (reason <= SNAPSHOT_REFUSED_VERSION) {
+        s->run.broken = true;
+        qemu_bh_schedule(s->run.bh);
+    }
+}
+
+static struct snapshot_area snapshot_area_le(struct snapshot_area a)
+{
+    return (struct snapshot_area) {
+        .offset = cpu_to_le64(a.offset),
+        .size = cpu_to_le64(a.size),
+    };
+}
+
+static void snapshot_tell_ready(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    struct snapshot_message m = {
+        .type = cpu_to_le32(SNAPSHOT_MSG_READY),
+        .ready = {
+            .input = snapshot_area_le(run->areas[SNAPSHOT_REGION_INPUT]),
+            .coverage = snapshot_area_le(run->areas[SNAPSHOT_REGION_COVERAGE]),
+            .text = snapshot_area_le(run->areas[SNAPSHOT_REGION_TEXT]),
+            .slot = cpu_to_le32(run->slot),
+        },
+    };
+
+    if (run->attached && !run->told_ready) {
+        run->told_ready = true;
+        snapshot_send(s, &m);
+    }
+}
+
+static void snapshot_tell_ended(SnapshotState *s, uint32_t reason)
+{
+    struct snapshot_message m = {
+        .type = cpu_to_le32(SNAPSHOT_MSG_ENDED),
+        .ended.reason = cpu_to_le32(reason),
+    };
+
+    if (s->run.attached && s->run.told_ready) {
+        snapshot_send(s, &m);
+    }
+    s->run.told_ready = false;
+}
+
+/* Bytes of the guest's text, which a zero byte ends in its area */
+static size_t snapshot_copy_text(SnapshotRun *run)
+{
+    const SnapshotRegion *r = &run->regions[SNAPSHOT_REGION_TEXT];
+    uint8_t *text = run->channel + run->areas[SNAPSHOT_REGION_TEXT].offset;
+    size_t len;
+
+    snapshot_region_rw(r, text, r->size, false);
+    text[r->size] = 0;
+    /* The host may write there, too. */
+    for (len = 0; len < r->size && text[len]; len++) {
+    }
+    return len;
+}
+
+/* The end of a run but for the restore */
+static void snapshot_run_finish(SnapshotState *s, uint32_t result, int cause)
+{
+    SnapshotRun *run = &s->run;
+    const struct snapshot_area *coverage =
+        &run->areas[SNAPSHOT_REGION_COVERAGE];
+    struct snapshot_message m = {
+        .type = cpu_to_le32(SNAPSHOT_MSG_RESULT),
+        .id = cpu_to_le32(run->id),
+        .result = {
+            .result = cpu_to_le32(result),
+            .cause = cpu_to_le32(cause),
+            .host_ns = cpu_to_le64(get_clock() - run->host_start),
+            .guest_ns = cpu_to_le64(qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) -
+                                    run->guest_start),
+        },
+    };
+
+    snapshot_region_rw(&run->regions[SNAPSHOT_REGION_COVERAGE],
+                       run->channel + coverage->offset, coverage->size, false);
+    m.result.text = cpu_to_le64(snapshot_copy_text(run));
+    trace_snapshot_run_result(run->id, result, cause);
+    snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
+    s->input_length = 0;
+    run->host_deadline = INT64_MAX;
+    if (run->attached) {
+        snapshot_send(s, &m);
+    }
+}
+
+/*
+ * Limits.  Timers are not touched in each run: that of the host's time is set
+ * anew when it has expired, and the virtual clock is the same at each start.
+ */
+
+static void snapshot_run_end(SnapshotRun *run, int cause)
+{
+    qatomic_set(&run->cause, cause);
+    qemu_bh_schedule(run->bh);
+}
+
+static void snapshot_host_timer(void *opaque)
+{
+    SnapshotRun *run = opaque;
+
+    if (run->state != SNAPSHOT_RUN_RUNNING ||
+        run->host_deadline == INT64_MAX) {
+        return;
+    }
+    if (get_clock() < run->host_deadline) {
+        timer_mod(run->host_timer, run->host_deadline);
+    } else {
+        snapshot_run_end(run, SNAPSHOT_CAUSE_HOST_TIME);
+    }
+}
+
+static void snapshot_guest_timer(void *opaque)
+{
+    SnapshotRun *run = opaque;
+
+    if (run->state == SNAPSHOT_RUN_RUNNING) {
+        snapshot_run_end(run, SNAPSHOT_CAUSE_GUEST_TIME);
+        /* With icount, timers are a vCPU's work. */
+        if (current_cpu) {
+            cpu_stop_current();
+        }
+    }
+}
+
+static void snapshot_set_deadline(SnapshotRun *run, int64_t deadline)
+{
+    run->host_deadline = deadline;
+    if (deadline < INT64_MAX &&
+        (!timer_pending(run->host_timer) ||
+         timer_expire_time_ns(run->host_timer) > deadline)) {
+        timer_mod(run->host_timer, deadline);
+    }
+}
+
+/* Time for which the user stops the machine does not count. */
+static void snapshot_vm_state(void *opaque, bool running, RunState state)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+
+    if (run->state != SNAPSHOT_RUN_RUNNING) {
+        return;
+    }
+    if (running) {
+        if (run->host_left < INT64_MAX) {
+            snapshot_set_deadline(run, get_clock() + run->host_left);
+        }
+        return;
+    }
+    run->host_left = run->host_deadline == INT64_MAX ? INT64_MAX :
+        MAX(run->host_deadline - get_clock(), 0);
+    run->host_deadline = INT64_MAX;
+    if (state == RUN_STATE_INTERNAL_ERROR || state == RUN_STATE_IO_ERROR ||
+        state == RUN_STATE_WATCHDOG) {
+        snapshot_run_end(run, SNAPSHOT_CAUSE_STOPPED);
+    }
+}
+
+/* The guest ends itself: any thread, and the BQL may not be held. */
+static bool snapshot_guest_end(void *opaque, ShutdownCause cause)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+    SnapshotRunState state = qatomic_read(&run->state);
+
+    if (state == SNAPSHOT_RUN_RUNNING) {
+        snapshot_run_end(run, cause == SHUTDOWN_CAUSE_GUEST_PANIC ?
+                         SNAPSHOT_CAUSE_PANIC :
+                         cause == SHUTDOWN_CAUSE_GUEST_SHUTDOWN ?
+                         SNAPSHOT_CAUSE_SHUTDOWN : SNAPSHOT_CAUSE_RESET);
+        return true;
+    }
+    /* What the restore, which is to come, undoes */
+    return state == SNAPSHOT_RUN_ENDING;
+}
+
+/*
+ * Runs
+ */
+
+static void snapshot_run_begin(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    uint64_t host_ns = le64_to_cpu(run->in.run.host_ns);
+    uint64_t guest_ns = le64_to_cpu(run->in.run.guest_ns);
+    const struct snapshot_area *input = &run->areas[SNAPSHOT_REGION_INPUT];
+    const SnapshotRegion *r = &run->regions[SNAPSHOT_REGION_INPUT];
+
+    run->pending = false;
+    run->id = le32_to_cpu(run->in.id);
+    run->cause = NO_CAUSE;
+    s->input_length = le64_to_cpu(run->in.run.length);
+    s->status = SNAPSHOT_STATUS_RUN;
+    snapshot_region_rw(r, run->channel + input->offset, s->input_length, true);
+
+    snapshot_run_set_state(run, SNAPSHOT_RUN_RUNNING);
+    trace_snapshot_run_begin(run->id, s->input_length);
+    run->guest_start = qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL);
+    if (guest_ns) {
+        int64_t end = run->guest_start + MIN(guest_ns, INT64_MAX / 2);
+
+        if (!timer_pending(run->guest_timer) ||
+            timer_expire_time_ns(run->guest_timer) != end) {
+            timer_mod(run->guest_timer, end);
+        }
+    } else {
+        timer_del(run->guest_timer);
+    }
+    run->host_start = get_clock();
+    run->host_left = INT64_MAX;
+    run->host_deadline = INT64_MAX;
+    if (host_ns) {
+        host_ns = MIN(host_ns, INT64_MAX / 2);
+        if (runstate_is_running()) {
+            snapshot_set_deadline(run, run->host_start + host_ns);
+        } else {
+            run->host_left = host_ns;
+        }
+    }
+    if (le32_to_cpu(run->in.run.flags) & SNAPSHOT_RUN_STOPPED) {
+        vm_stop(RUN_STATE_PAUSED);
+    }
+    vm_snapshot_unpark(s->engine);
+    resume_all_vcpus();
+}
+
+/* The machine is at READY, and parked. */
+static void snapshot_run_wait(SnapshotState *s)
+{
+    snapshot_run_set_state(&s->run, SNAPSHOT_RUN_WAITING);
+    vm_snapshot_park(s->engine);
+    snapshot_tell_ready(s);
+    if (s->run.pending) {
+        /* Not here: the restore is not over. */
+        qemu_bh_schedule(s->run.bh);
+    }
+}
+
+void snapshot_run_reset(SnapshotState *s, uint32_t reason)
+{
+    SnapshotRun *run = &s->run;
+
+    if (run->state == SNAPSHOT_RUN_NONE) {
+        return;
+    }
+    snapshot_run_set_state(run, SNAPSHOT_RUN_NONE);
+    vm_snapshot_unblock_migration(s->engine);
+    timer_del(run->guest_timer);
+    timer_del(run->retry_timer);
+    run->host_deadline = INT64_MAX;
+    s->input_length = 0;
+    snapshot_tell_ended(s, reason);
+    if (run->pending) {
+        run->pending = false;
+        snapshot_refuse(s, le32_to_cpu(run->in.id),
+                        SNAPSHOT_REFUSED_NOT_READY);
+        qemu_chr_fe_accept_input(&s->control);
+    }
+    vm_snapshot_unpark(s->engine);
+    /* Later, as this may be in the middle of a reset. */
+    qemu_bh_schedule(run->bh);
+}
+
+/* Nobody would take over the host's end. */
+static bool snapshot_block_migration(SnapshotState *s)
+{
+    Error *reason = NULL, *err = NULL;
+
+    error_setg(&reason, "The guest waits for runs of the snapshot device's "
+               "control=");
+    if (vm_snapshot_block_migration(s->engine, reason, &err)) {
+        return true;
+    }
+    warn_report_once("snapshot: the guest's READY failed: %s",
+                     error_get_pretty(err));
+    error_free(err);
+    return false;
+}
+
+uint32_t snapshot_run_ready(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+
+    if (!run->channel) {
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: READY without control=\n");
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_CONTROL;
+    }
+    if (run->state != SNAPSHOT_RUN_NONE) {
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: READY in a run\n");
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_RUN;
+    }
+    if (!snapshot_run_resolve(s)) {
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_REGION;
+    }
+    if (!snapshot_block_migration(s)) {
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_UNSAVABLE;
+    }
+    if (snapshot_request(s, SNAPSHOT_REQUEST_READY, VM_SNAPSHOT_SAVE,
+                         s->slot)) {
+        vm_snapshot_unblock_migration(s->engine);
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_BUSY;
+    }
+    run->slot = s->slot;
+    snapshot_run_set_state(run, SNAPSHOT_RUN_SAVING);
+    return SNAPSHOT_STATUS_NONE;
+}
+
+uint32_t snapshot_run_done(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    uint32_t result = s->result;
+
+    if (run->state != SNAPSHOT_RUN_RUNNING) {
+        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: DONE outside a run\n");
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_RUN;
+    }
+    if (snapshot_request(s, SNAPSHOT_REQUEST_DONE, VM_SNAPSHOT_RESTORE,
+                         run->slot)) {
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_BUSY;
+    }
+    snapshot_run_finish(s, MIN(result, SNAPSHOT_RESULT_INVALID),
+                        SNAPSHOT_CAUSE_GUEST);
+    return SNAPSHOT_STATUS_NONE;
+}
+
+void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
+                          VMSnapshotOp op, unsigned slot, int ret)
+{
+    SnapshotRun *run = &s->run;
+
+    if (run->state == SNAPSHOT_RUN_NONE) {
+        return;
+    }
+    if (request == SNAPSHOT_REQUEST_READY) {
+        if (ret) {
+            vm_snapshot_unblock_migration(s->engine);
+            snapshot_run_set_state(run, SNAPSHOT_RUN_NONE);
+        } else {
+            snapshot_run_wait(s);
+        }
+    } else if (request == SNAPSHOT_REQUEST_DONE && ret) {
+        snapshot_run_reset(s, SNAPSHOT_ENDED_FAILED);
+    } else if (request == SNAPSHOT_REQUEST_DONE ||
+               (request == SNAPSHOT_REQUEST_NONE &&
+                op == VM_SNAPSHOT_RESTORE && slot == run->slot &&
+                run->state == SNAPSHOT_RUN_ENDING)) {
+        snapshot_run_wait(s);
+    } else if (!ret && op == VM_SNAPSHOT_RESTORE) {
+        /* The guest may go back in a run; whom the user puts back has none. */
+        if (request == SNAPSHOT_REQUEST_NONE) {
+            snapshot_run_reset(s, SNAPSHOT_ENDED_RESTORED);
+        }
+    } else if (!ret && slot == run->slot) {
+        snapshot_run_reset(s, SNAPSHOT_ENDED_SAVED);
+    }
+}
+
+/* Put back a machine whose run has ended, but not by its own DONE. */
+static void snapshot_run_put_back(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    Error *err = NULL;
+    int ret = vm_snapshot_run(s->engine, VM_SNAPSHOT_RESTORE, run->slot, &err);
+
+    if (ret == -EBUSY && run->state == SNAPSHOT_RUN_ENDING) {
+        warn_report_once("snapshot: a run's end waits: %s",
+                         error_get_pretty(err));
+        error_free(err);
+        timer_mod(run->retry_timer, get_clock() + RETRY_NS);
+    } else if (ret) {
+        error_reportf_err(err, "snapshot: after a run, the machine cannot be "
+                          "put back: ");
+        snapshot_run_reset(s, SNAPSHOT_ENDED_FAILED);
+    }
+}
+
+/* The vCPUs stand still when coverage is copied. */
+static void snapshot_run_stop(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    int cause;
+
+    pause_all_vcpus();
+    cause = qatomic_xchg(&run->cause, NO_CAUSE);
+    /* Meanwhile, the guest may have given DONE. */
+    if (cause != NO_CAUSE && run->state == SNAPSHOT_RUN_RUNNING) {
+        bool crash = cause < SNAPSHOT_CAUSE_HOST_TIME;
+
+        snapshot_run_finish(s, crash ? SNAPSHOT_RESULT_CRASH
+                                     : SNAPSHOT_RESULT_HANG, cause);
+        snapshot_run_put_back(s);
+        if (cause == SNAPSHOT_CAUSE_STOPPED && !runstate_is_running()) {
+            vm_start();
+        }
+    }
+    if (runstate_is_running()) {
+        resume_all_vcpus();
+    }
+}
+
+static void snapshot_retry_timer(void *opaque)
+{
+    SnapshotState *s = opaque;
+
+    if (s->run.state == SNAPSHOT_RUN_ENDING) {
+        snapshot_run_put_back(s);
+    }
+}
+
+static void snapshot_run_bh(void *opaque)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+
+    if (qatomic_read(&run->cause) != NO_CAUSE) {
+        snapshot_run_stop(s);
+    }
+    if (run->state == SNAPSHOT_RUN_NONE && runstate_is_running()) {
+        resume_all_vcpus();
+    }
+    if (run->broken) {
+        qemu_chr_fe_disconnect(&s->control);
+    }
+    if (run->pending && run->state == SNAPSHOT_RUN_WAITING) {
+        snapshot_run_begin(s);
+        qemu_chr_fe_accept_input(&s->control);
+    }
+}
+
+/*
+ * The host
+ */
+
+static void snapshot_hello(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+
+    if (le32_to_cpu(run->in.hello.magic) != SNAPSHOT_CONTROL_MAGIC) {
+        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_HELLO);
+    } else if (le32_to_cpu(run->in.hello.version) !=
+               SNAPSHOT_CONTROL_VERSION) {
+        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_VERSION);
+    } else {
+        run->attached = true;
+        if (run->state == SNAPSHOT_RUN_WAITING) {
+            snapshot_tell_ready(s);
+        }
+    }
+}
+
+static void snapshot_asked_for_run(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    uint32_t id = le32_to_cpu(run->in.id);
+
+    if (!run->told_ready || (run->state != SNAPSHOT_RUN_WAITING &&
+                             run->state != SNAPSHOT_RUN_ENDING)) {
+        snapshot_refuse(s, id, SNAPSHOT_REFUSED_NOT_READY);
+    } else if (le64_to_cpu(run->in.run.length) >
+               run->areas[SNAPSHOT_REGION_INPUT].size) {
+        snapshot_refuse(s, id, SNAPSHOT_REFUSED_LENGTH);
+    } else if (le32_to_cpu(run->in.run.flags) & ~SNAPSHOT_RUN_STOPPED) {
+        snapshot_refuse(s, id, SNAPSHOT_REFUSED_FLAGS);
+    } else if (run->state == SNAPSHOT_RUN_WAITING) {
+        snapshot_run_begin(s);
+    } else {
+        run->pending = true;
+    }
+}
+
+static void snapshot_message(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    uint32_t type = le32_to_cpu(run->in.type);
+
+    if (!run->attached) {
+        if (type == SNAPSHOT_MSG_HELLO) {
+            snapshot_hello(s);
+        } else {
+            snapshot_refuse(s, 0, SNAPSHOT_REFUSED_HELLO);
+        }
+    } else if (type == SNAPSHOT_MSG_RUN) {
+        snapshot_asked_for_run(s);
+    } else if (type != SNAPSHOT_MSG_CANCEL) {
+        snapshot_refuse(s, le32_to_cpu(run->in.id), SNAPSHOT_REFUSED_TYPE);
+    } else if (run->state == SNAPSHOT_RUN_RUNNING &&
+               le32_to_cpu(run->in.id) == run->id) {
+        snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
+    }
+}
+
+static int snapshot_can_read(void *opaque)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+
+    return run->pending || run->broken ? 0 : sizeof(run->in) - run->in_len;
+}
+
+static void snapshot_read_control(void *opaque, const uint8_t *buf, int len)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+
+    memcpy((uint8_t *)&run->in + run->in_len, buf, len);
+    run->in_len += len;
+    if (run->in_len == sizeof(run->in)) {
+        run->in_len = 0;
+        snapshot_message(s);
+    }
+}
+
+static void snapshot_control_event(void *opaque, QEMUChrEvent event)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+    struct snapshot_message m = {
+        .type = cpu_to_le32(SNAPSHOT_MSG_HELLO),
+        .hello = {
+            .magic = cpu_to_le32(SNAPSHOT_CONTROL_MAGIC),
+            .version = cpu_to_le32(SNAPSHOT_CONTROL_VERSION),
+            .channel = cpu_to_le64(run->channel_size),
+        },
+    };
+
+    if (event != CHR_EVENT_OPENED && event != CHR_EVENT_CLOSED) {
+        return;
+    }
+    run->connected = event == CHR_EVENT_OPENED;
+    run->attached = run->told_ready = run->pending = run->broken = false;
+    run->in_len = 0;
+    if (run->state == SNAPSHOT_RUN_RUNNING) {
+        /* Nobody waits for its result. */
+        snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
+    }
+    snapshot_send(s, &m);
+}
+
+bool snapshot_run_init(SnapshotState *s, Error **errp)
+{
+    SnapshotRun *run = &s->run;
+    MemoryRegion *mr;
+
+    if (!s->channel) {
+        error_setg(errp, "control= needs channel=, a memory backend through "
+                   "which inputs and results pass");
+        return false;
+    }
+    mr = host_memory_backend_get_memory(s->channel);
+    if (!qemu_ram_is_shared(mr->ram_block)) {
+        error_setg(errp, "The memory of channel= is QEMU's alone: use "
+                   "share=on, so that a program can map it, too");
+        return false;
+    }
+    if (memory_region_size(mr) < CHANNEL_MIN) {
+        error_setg(errp, "The memory of channel= is smaller than %" PRIu64
+                   " bytes", (uint64_t)CHANNEL_MIN);
+        return false;
+    }
+    run->channel = memory_region_get_ram_ptr(mr);
+    run->channel_size = memory_region_size(mr);
+    run->cause = NO_CAUSE;
+    run->host_deadline = INT64_MAX;
+    run->host_timer = timer_new_ns(QEMU_CLOCK_REALTIME, snapshot_host_timer,
+                                   run);
+    run->guest_timer = timer_new_ns(QEMU_CLOCK_VIRTUAL, snapshot_guest_timer,
+                                    run);
+    run->retry_timer = timer_new_ns(QEMU_CLOCK_REALTIME, snapshot_retry_timer,
+                                    s);
+    /* As the engine's: not in the main context, which aio_poll() runs. */
+    run->bh = aio_bh_new(iohandler_get_aio_context(), snapshot_run_bh, s);
+    run->vm_state = qemu_add_vm_change_state_handler(snapshot_vm_state, s);
+    qemu_set_guest_end_handler(snapshot_guest_end, s);
+    qemu_chr_fe_set_handlers(&s->control, snapshot_can_read,
+                             snapshot_read_control, snapshot_control_event,
+                             NULL, s, NULL, true);
+    return true;
+}
+
+void snapshot_run_exit(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+    unsigned i;
+
+    if (!run->channel) {
+        return;
+    }
+    qemu_chr_fe_deinit(&s->control, false);
+    qemu_set_guest_end_handler(NULL, NULL);
+    qemu_del_vm_change_state_handler(run->vm_state);
+    timer_free(run->host_timer);
+    timer_free(run->guest_timer);
+    timer_free(run->retry_timer);
+    qemu_bh_delete(run->bh);
+    for (i = 0; i < SNAPSHOT_REGIONS; i++) {
+        snapshot_region_clear(&run->regions[i]);
+    }
+}

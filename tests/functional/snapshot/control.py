@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A program on the host that asks the snapshot device for runs, for the tests"""
+
+import mmap
+import os
+import socket
+import struct
+
+MAGIC = 0x50414e53
+VERSION = 1
+
+HELLO, READY, RUN, RESULT, CANCEL, ENDED, ERROR = range(1, 8)
+STOPPED = 1                     # flag of RUN
+
+CAUSES = ('guest', 'panic', 'reset', 'shutdown', 'stopped', 'host time',
+          'guest time', 'cancelled')
+ENDS = {1: 'reset', 2: 'restored', 3: 'failed', 4: 'saved'}
+REFUSALS = {1: 'type', 2: 'hello', 3: 'version', 4: 'not ready', 5: 'length',
+            6: 'flags'}
+
+
+class Closed(Exception):
+    """QEMU has closed the connection"""
+
+
+class Control:
+    """A connection to control=, and the channel"""
+
+    def __init__(self, path, channel, timeout=60, hello=True):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(timeout)
+        self.socket.connect(path)
+        self.areas = {}
+        self.id = 0
+        with open(channel, 'r+b') as f:
+            self.memory = mmap.mmap(f.fileno(), os.fstat(f.fileno()).st_size)
+        if hello:
+            self.hello()
+
+    def close(self):
+        self.socket.close()
+        self.memory.close()
+
+    def send(self, kind, fmt='', *values, run=0):
+        self.socket.sendall(struct.pack('<II' + fmt, kind, run,
+                                        *values).ljust(64, b'\0'))
+
+    def receive(self):
+        """The next message: its type, the run's id, and the rest of it"""
+        message = b''
+        while len(message) < 64:
+            more = self.socket.recv(64 - len(message))
+            if not more:
+                raise Closed
+            message += more
+        return *struct.unpack_from('<II', message), message[8:]
+
+    def expect(self, kind):
+        got, run, rest = self.receive()
+        assert got == kind, (got, run, rest)
+        return run, rest
+
+    def hello(self, magic=MAGIC, version=VERSION):
+        _, rest = self.expect(HELLO)
+        assert struct.unpack_from('<IIQ', rest) == (MAGIC, VERSION,
+                                                    len(self.memory)), rest
+        self.send(HELLO, 'II', magic, version)
+
+    def wait_ready(self):
+        _, rest = self.expect(READY)
+        numbers = struct.unpack_from('<QQQQQQI', rest)
+        self.areas = dict(zip(('input', 'coverage', 'text'),
+                              zip(numbers[0:6:2], numbers[1:6:2])))
+        return numbers[6]
+
+    def area(self, name):
+        offset, size = self.areas[name]
+        return memoryview(self.memory)[offset:offset + size]
+
+    def begin(self, data, host_ns=0, guest_ns=0, flags=0):
+        self.area('input')[:len(data)] = data
+        self.id += 1
+        self.send(RUN, 'QQQI', len(data), host_ns, guest_ns, flags,
+                  run=self.id)
+
+    def result(self):
+        """What a run has come to: its result, cause, text and times"""
+        run, rest = self.expect(RESULT)
+        assert run == self.id, (run, self.id)
+        result, cause, host, guest, text = struct.unpack_from('<IIQQQ', rest)
+        return result, CAUSES[cause], bytes(self.area('text')[:text]), \
+            host, guest
+
+    def run(self, data, **limits):
+        self.begin(data, **limits)
+        return self.result()[:3]
+
+    def wait_running(self):
+        """A run cannot begin in a run, so the answer is that one is on."""
+        self.send(RUN, 'Q', 1)
+        assert self.refusal() == 'not ready'
+
+    def cancel(self):
+        self.send(CANCEL, run=self.id)
+
+    def refusal(self):
+        _, rest = self.expect(ERROR)
+        return REFUSALS[struct.unpack_from('<I', rest)[0]]
+
+    def end(self):
+        _, rest = self.expect(ENDED)
+        return ENDS[struct.unpack_from('<I', rest)[0]]

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Snapshot test guest: runs, of which the input's first byte says what to do
+ */
+
+#include "guest.h"
+
+#define PANIC_PORT      0x505           /* of pvpanic */
+
+#define INPUT_SIZE      0x3000
+#define COVERAGE_SIZE   0x2000
+#define TEXT_SIZE       0x1000
+
+/* None begins or ends with a page. Coverage is in RAM that can be hidden. */
+static uint8_t *const input = (void *)0x700001;
+static uint8_t *const coverage = (void *)0xd0040;
+static char *const text = (void *)0x910ff0;
+static unsigned runs;           /* goes back, so that it is 1 in each run */
+
+static void region(unsigned n, void *address, uint32_t length)
+{
+    snapshot_write(SNAPSHOT_REG_REGION, n);
+    snapshot_write(SNAPSHOT_REG_ADDRESS, (uintptr_t)address);
+    snapshot_write(SNAPSHOT_REG_ADDRESS + 4, 0);
+    snapshot_write(SNAPSHOT_REG_LENGTH, length);
+    snapshot_write(SNAPSHOT_REG_LENGTH + 4, 0);
+}
+
+static uint32_t command(uint32_t what)
+{
+    uint32_t status;
+
+    barrier();
+    snapshot_write(SNAPSHOT_REG_COMMAND, what);
+    status = snapshot_read(SNAPSHOT_REG_STATUS);
+    barrier();
+    return status;
+}
+
+static void noreturn done(uint32_t result)
+{
+    snapshot_write(SNAPSHOT_REG_RESULT, result);
+    check(!command(SNAPSHOT_CMD_DONE), "DONE has failed, or gone on");
+    for (;;) {
+        cpu_pause();
+    }
+}
+
+static void noreturn hang(void)
+{
+    for (;;) {
+        cpu_pause();
+    }
+}
+
+static void noreturn triple_fault(void)
+{
+    static const struct table_pointer none;
+
+    asm volatile("lidt %0; int3" : : "m"(none));
+    hang();
+}
+
+/* Registers of the next READY are not those of this run. */
+static void lie(void)
+{
+    for (unsigned i = 0; i < SNAPSHOT_REGIONS + 2; i++) {
+        region(i, (void *)0xfffff000, 0xffffffff);
+    }
+    snapshot_write(SNAPSHOT_REG_REGION, 0xffffffff);
+    snapshot_write(SNAPSHOT_REG_SLOT, 0x12345678);
+}
+
+static void twice_in_a_run(void)
+{
+    snapshot_select(1);
+    carry(0);
+    command(SNAPSHOT_CMD_SAVE);
+    coverage[1]++;
+    if (carried() < 3) {
+        carry(carried() + 1);
+        command(SNAPSHOT_CMD_RESTORE);
+        fail("RESTORE went on");
+    }
+    snapshot_select(0);
+}
+
+static void noreturn act(uint32_t length)
+{
+    switch (length ? input[0] : 'e') {
+    case 'e':
+        break;
+    case 'c':
+        done(SNAPSHOT_RESULT_CRASH);
+    case 's':
+        done(SNAPSHOT_RESULT_SANITIZER);
+    case 'S':
+        done(SNAPSHOT_RESULT_STOP);
+    case 'x':
+        done(77);
+    case 't':
+        triple_fault();
+    case 'p':
+        outb(PANIC_PORT, 1);
+        hang();
+    case 'k':
+        outb(0x64, 0xfe);
+        hang();
+    case '9':
+        outb(0xcf9, 2);
+        outb(0xcf9, 6);
+        hang();
+    case 'q':
+        outl(0xf4, 0x11);               /* isa-debug-exit */
+        hang();
+    case 'o':
+        acpi_power_off();
+        hang();
+    case 'h':
+        hang();
+    case 'y':
+        say("hangs\n");
+        hang();
+    case 'H':
+        asm volatile("cli; hlt");
+        hang();
+    case 'w':
+        delay_us(1000 * input[1]);
+        break;
+    case 'R':
+        snapshot_select(0);             /* A lie stays there. */
+        check_equal("STATUS of READY in a run", command(SNAPSHOT_CMD_READY),
+                    SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_RUN);
+        break;
+    case 'r':
+        twice_in_a_run();
+        break;
+    case 'v':
+        command(SNAPSHOT_CMD_SAVE);
+        say("DONE %x\n", command(SNAPSHOT_CMD_DONE));
+        hang();
+    case 'l':
+        lie();
+        break;
+    case 'b':
+        pam_write(2, 0);                /* No RAM is where coverage was. */
+        break;
+    default:
+        done(SNAPSHOT_RESULT_INVALID);
+    }
+    done(SNAPSHOT_RESULT_OK);
+}
+
+/* READY until it comes back with an error, or the host restores it */
+static void one_run(void)
+{
+    uint32_t status, length, before = pm_timer();
+
+    status = command(SNAPSHOT_CMD_READY);
+    if (status != SNAPSHOT_STATUS_RUN) {
+        say("READY %x\n", status);
+        return;
+    }
+    runs++;
+    length = snapshot_read(SNAPSHOT_REG_INPUT_LENGTH);
+    check(length <= INPUT_SIZE, "an input of %u bytes", length);
+    coverage[0] = runs;
+    *(uint32_t *)&coverage[4] = (pm_timer() - before) & 0xffffff;
+    for (uint32_t i = 0; i < length; i++) {
+        coverage[0x100 + input[i]]++;
+    }
+    /* What was behind the input at READY is there now. */
+    for (uint32_t i = length; i < INPUT_SIZE; i++) {
+        check_equal("a byte behind the input", input[i], 0xa5);
+    }
+    memcpy(text, input, length < TEXT_SIZE ? length : TEXT_SIZE);
+    act(length);
+}
+
+CASE(run)
+{
+    pam_write(2, 0x33);
+    memset(input, 0xa5, INPUT_SIZE);
+    memset(coverage, 0, COVERAGE_SIZE);
+    memset(text, 0, TEXT_SIZE);
+    for (;;) {
+        region(SNAPSHOT_REGION_INPUT, input, INPUT_SIZE);
+        region(SNAPSHOT_REGION_COVERAGE, coverage, COVERAGE_SIZE);
+        region(SNAPSHOT_REGION_TEXT, text, TEXT_SIZE);
+        one_run();
+    }
+}

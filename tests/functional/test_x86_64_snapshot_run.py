@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+#
+# Functional test of the snapshot device's runs: inputs in, results out
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+import time
+
+from snapshot import control
+from snapshot.storm import Machine
+
+MS = 1000 * 1000
+
+
+class Run(Machine):
+    """What the tests share: a guest whose input says what it does"""
+
+    def start_runs(self, *args, device='', machine='pc', **options):
+        self.path = self.socket_dir().name + '/control'
+        self.channel = self.scratch_file('channel')
+        self.start(f'snapshot,control=control,channel=channel{device}',
+                   '-object', 'memory-backend-file,id=channel,share=on,'
+                   f'size=128K,mem-path={self.channel}',
+                   '-chardev', f'socket,id=control,path={self.path},'
+                   'server=on,wait=off', '-device', 'pvpanic', *args,
+                   machine=machine, case='run', **options)
+        self.host = self.attach()
+
+    def attach(self, **options):
+        host = control.Control(self.path, self.channel,
+                               timeout=self.DEADLINE, **options)
+        self.addCleanup(host.close)
+        if options.get('hello', True):
+            self.assertEqual(host.wait_ready(), 0)
+        return host
+
+    def assert_quiet(self, seconds):
+        self.host.socket.settimeout(seconds)
+        self.assertRaises(TimeoutError, self.host.receive)
+        self.host.socket.settimeout(self.DEADLINE)
+
+    def assert_run(self, data=b'e', expected=(0, 'guest'), text=None):
+        """Each run sees the machine as it was at READY."""
+        result = self.host.run(data)
+        self.assertEqual(result[:2], expected, data)
+        self.assertEqual(result[2], data if text is None else text)
+        coverage = self.host.area('coverage')
+        self.assertEqual(coverage[0], 1, 'a run saw what another one did')
+        for byte in set(data):
+            self.assertEqual(coverage[0x100 + byte],
+                             data.count(bytes((byte,))) % 256)
+        self.assertEqual(sum(coverage[0x100:0x200]), len(data))
+
+    def test_data(self):
+        """
+        Inputs of all lengths, as they were sent, and none is seen by the next
+        run. Catches one that is copied short or to another place, and a
+        restore that leaves something of a run.
+        """
+        for machine, device in (('pc', ',ram=dirty'), ('q35', ',ram=remap')):
+            self.start_runs(machine=machine, device=device + ',verify=on')
+            size = len(self.host.area('input'))
+            self.assertEqual(size, 0x3000)
+            for length in (1, 2, 4094, 4095, 4096, 4097, size, 1):
+                data = (b'e' + bytes(i % 251 + 1 for i in range(size)))[:length]
+                result = self.host.run(data)
+                self.assertEqual(result[:2], (0, 'guest'), length)
+                self.assertEqual(result[2], data[:0x1000], length)
+            for _ in range(100):
+                self.assert_run(b'easily')
+            self.assert_run(b'', text=b'')
+            info = self.query()
+            self.assertEqual(info['mismatched'], 0, info['mismatches'])
+            self.assertGreaterEqual(info['verified'], 100)
+
+    def test_results(self):
+        """
+        What the guest says of a run, and what happens to it. Catches an end
+        that is taken for another one, or ends more than the run.
+        """
+        for args in (), ('-no-reboot', '-no-shutdown'), \
+                ('-action', 'panic=pause,reboot=shutdown,shutdown=pause'):
+            self.start_runs(*args)
+            for data, expected in ((b'c', (1, 'guest')), (b's', (2, 'guest')),
+                                   (b'S', (4, 'guest')), (b'x', (5, 'guest')),
+                                   (b'?', (5, 'guest')), (b't', (1, 'reset')),
+                                   (b'p', (1, 'panic')), (b'k', (1, 'reset')),
+                                   (b'9', (1, 'reset')),
+                                   (b'q', (1, 'shutdown')),
+                                   (b'o', (1, 'shutdown'))):
+                self.assert_run(data + b'-text', expected)
+                self.assert_run()
+            self.assert_state('running')
+
+    def test_limits(self):
+        """
+        A guest that takes too long, with interrupts off or halted, is put back.
+        Catches a limit that does not end it, or ends the run after it.
+        """
+        for args in (), ('-icount', 'shift=3,sleep=off'):
+            self.start_runs(*args)
+            for data in b'h', b'H':
+                for limits, cause in (({'host_ns': 50 * MS}, 'host time'),
+                                      ({'guest_ns': 50 * MS}, 'guest time')):
+                    self.host.begin(data, **limits)
+                    result, why, text, host, guest = self.host.result()
+                    self.assertEqual((result, why, text), (3, cause, data))
+                    self.assertGreaterEqual(host if 'host_ns' in limits
+                                            else guest, 50 * MS)
+                    self.assert_run()
+            # One that expires behind the run's end is of no run.
+            self.assertEqual(self.host.run(b'e', host_ns=5000 * MS)[0], 0)
+            self.assertEqual(self.host.run(b'e', guest_ns=50 * MS)[0], 0)
+            self.assertEqual(self.host.run(bytes((ord('w'), 100)))[0], 0)
+            self.assertEqual(self.host.run(b'h', host_ns=20 * MS)[0], 3)
+
+    def test_cancel(self):
+        """
+        Catches a CANCEL that does not end its run, or ends another one.
+        """
+        self.start_runs()
+        for _ in range(20):
+            self.host.begin(b'h')
+            self.host.cancel()
+            self.assertEqual(self.host.result()[:2], (3, 'cancelled'))
+            self.host.cancel()
+            self.assert_run()
+        self.host.begin(b'h')
+        self.host.send(control.CANCEL, run=self.host.id + 1)
+        self.host.wait_running()
+        self.host.cancel()
+        self.assertEqual(self.host.result()[1], 'cancelled')
+
+    def test_hostile_guest(self):
+        """
+        What the guest does to its registers, memory and slots in a run. Catches
+        one that makes QEMU read, write or end what it must not.
+        """
+        self.start_runs()
+        self.assert_run(b'l')
+        self.assert_run(b'R')
+        self.assert_run(b'r')
+        self.assertEqual(self.host.area('coverage')[1], 1)
+        self.assertEqual(self.host.run(b'b')[:2], (0, 'guest'))
+        self.assertFalse(any(self.host.area('coverage')))
+        self.assert_run()
+        self.host.begin(b'v')
+        self.assertEqual(self.host.end(), 'saved')
+
+    def test_protocol(self):
+        """
+        Catches a message that is taken though it is wrong, and one that ends
+        more than the connection.
+        """
+        self.start_runs()
+        self.host.send(control.RUN, 'Q', 0x3001)
+        self.assertEqual(self.host.refusal(), 'length')
+        self.host.send(control.RUN, 'QQQI', 1, 0, 0, 2)
+        self.assertEqual(self.host.refusal(), 'flags')
+        self.assert_run()
+        for kind in control.RESULT, control.HELLO, 0, 0xffffffff:
+            self.host.send(kind)
+            self.assertEqual(self.host.refusal(), 'type')
+            self.assertRaises(control.Closed, self.host.receive)
+            self.host.close()
+            self.host = self.attach()
+            self.assert_run()
+        self.host.close()
+        for magic, version, reason in ((1, 1, 'hello'),
+                                       (control.MAGIC, 2, 'version')):
+            host = self.attach(hello=False)
+            host.hello(magic, version)
+            self.assertEqual(host.refusal(), reason)
+            self.assertRaises(control.Closed, host.receive)
+            host.close()
+        host = self.attach(hello=False)
+        host.expect(control.HELLO)
+        host.send(control.RUN, 'Q', 1)
+        self.assertEqual(host.refusal(), 'hello')
+        host.close()
+        # A part of a message is none.
+        host = self.attach(hello=False)
+        host.socket.sendall(b'\1\0\0')
+        host.close()
+        self.host = self.attach()
+        self.assert_run()
+
+    def test_hosts(self):
+        """
+        Hosts that go in the middle of a run, and two at once. Catches a guest
+        that runs on, or a result that comes to the wrong host.
+        """
+        self.start_runs()
+        for _ in range(5):
+            self.host.begin(b'h')
+            self.host.close()
+            self.host = self.attach()
+            self.assert_run()
+        first, self.host = self.host, self.attach(hello=False)
+        self.assert_quiet(0.2)
+        second, self.host = self.host, first
+        self.assert_run()
+        first.close()
+        self.host = second
+        second.hello()
+        second.wait_ready()
+        self.assert_run()
+
+    def test_user(self):
+        """
+        What the user does while the guest waits, and while it runs. Catches a
+        guest that runs when it should wait, or waits for ever.
+        """
+        self.start_runs()
+        vm = self.vm
+        vm.cmd('stop')
+        vm.cmd('cont')
+        self.assert_run()
+        # A stopped machine runs when it is continued; that time is not counted.
+        vm.cmd('stop')
+        self.host.begin(b'e', host_ns=200 * MS * self.PATIENCE)
+        self.assert_quiet(0.5)
+        vm.cmd('cont')
+        self.assertEqual(self.host.result()[:2], (0, 'guest'))
+        self.host.begin(b'e', flags=control.STOPPED)
+        self.assertIsNotNone(vm.event_wait('STOP', timeout=self.DEADLINE))
+        self.assert_state('paused')
+        vm.cmd('cont')
+        self.assertEqual(self.host.result()[:2], (0, 'guest'))
+        # Another slot may be saved, and verified, and the guest still waits.
+        self.assertIsNone(self.command('save', 1))
+        self.assert_exact(0)
+        self.assert_exact(1)
+        self.assert_run()
+        for act, why in ((lambda: self.command('restore', 0), 'restored'),
+                         (lambda: self.command('restore', 1), 'restored'),
+                         (lambda: self.command('save', 0), 'saved'),
+                         (lambda: self.command('discard', 0), 'saved'),
+                         (lambda: vm.cmd('system_reset'), 'reset')):
+            for hangs in False, True:
+                if hangs:
+                    self.begin_and_hang()
+                act()
+                self.assertEqual(self.host.end(), why)
+                if why == 'saved' and hangs:
+                    # It hangs, and nobody would put it back.
+                    vm.cmd('system_reset')
+                self.host.wait_ready()
+                self.assert_run()
+        reply = vm.qmp('migrate', uri='exec:cat>/dev/null')
+        self.assertIn('waits for runs', reply['error']['desc'])
+
+    def begin_and_hang(self):
+        """The guest has read its STATUS, which the user can change."""
+        before = self.console.read_text().count('hangs')
+        self.host.begin(b'y')
+        for _ in range(100 * self.DEADLINE):
+            if self.console.read_text().count('hangs') > before:
+                return
+            time.sleep(0.01)
+        self.fail('the guest does not come to hang')
+
+    def test_processors(self):
+        """Two vCPUs stop and go back together."""
+        self.start_runs(cpus=2)
+        for _ in range(50):
+            self.assert_run()
+        self.assertEqual(self.host.run(b'h', host_ns=20 * MS)[0], 3)
+        self.assert_run()
+
+    def test_clock(self):
+        """
+        The guest's clock stands while it waits, and that of the result is the
+        guest's. Catches a run that begins later than READY.
+        """
+        for args in (), ('-icount', 'shift=3'):
+            self.start_runs(*args)
+            for act in (lambda: None, lambda: self.vm.cmd('stop'),
+                        lambda: self.vm.cmd('cont'),
+                        lambda: self.command('save', 1)):
+                act()
+                self.assert_quiet(1)
+                if self.vm.cmd('query-status')['running']:
+                    self.assert_run()
+                    pm_timer = self.host.area('coverage')[4:8].cast('I')[0]
+                    self.assertLess(pm_timer / 3579545, 0.5)
+            self.host.begin(bytes((ord('w'), 50)))
+            self.assertGreater(self.host.result()[4], 50 * MS)
+
+
+del Machine
