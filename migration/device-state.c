@@ -460,13 +460,12 @@ static VMStateFlatState section_check(const DeviceStateImage *image,
     return state;
 }
 
-static void first_field(const DeviceStateDifference *d, void *opaque)
+static bool first_field(const DeviceStateDifference *d, void *opaque)
 {
     char **field = opaque;
 
-    if (!*field) {
-        *field = g_strdup(d->field);
-    }
+    *field = g_strdup(d->field);
+    return false;
 }
 
 /* To find the field takes longer than a restore: once for each section */

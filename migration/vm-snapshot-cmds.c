@@ -17,14 +17,13 @@
 
 static VMSnapshot *find_engine(Error **errp)
 {
-    Object *obj = object_resolve_path_type("", TYPE_VM_SNAPSHOT, NULL);
+    VMSnapshot *s = vm_snapshot_engine();
 
-    if (!obj) {
+    if (!s) {
         error_setg(errp, "The machine has no snapshot device");
         error_append_hint(errp, "Start QEMU with '-device snapshot'.\n");
-        return NULL;
     }
-    return VM_SNAPSHOT(obj);
+    return s;
 }
 
 static void run(VMSnapshotOp op, uint32_t slot, Error **errp)

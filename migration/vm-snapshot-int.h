@@ -123,6 +123,13 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned slot, int64_t since,
  */
 void vm_snapshot_start_clocks(void);
 
+/**
+ * vm_snapshot_engine: the engine of the machine, or NULL
+ *
+ * In vm-snapshot-request.c.  With the BQL held.  It lives as long as its owner.
+ */
+VMSnapshot *vm_snapshot_engine(void);
+
 /* vm-snapshot-check.c: why not */
 
 /**

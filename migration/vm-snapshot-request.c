@@ -341,7 +341,12 @@ bool vm_snapshot_in_progress(const VMSnapshot *s)
 OBJECT_DEFINE_SIMPLE_TYPE(VMSnapshot, vm_snapshot, VM_SNAPSHOT, OBJECT)
 
 /* There is one for the whole machine, if any. */
-static const VMSnapshot *the_engine;
+static VMSnapshot *the_engine;
+
+VMSnapshot *vm_snapshot_engine(void)
+{
+    return the_engine;
+}
 
 bool vm_snapshot_restore_is_exact(void)
 {
@@ -359,7 +364,7 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
 {
     VMSnapshot *s;
 
-    if (object_resolve_path_type("", TYPE_VM_SNAPSHOT, NULL)) {
+    if (the_engine) {
         error_setg(errp, "The machine has a snapshot device already");
         return NULL;
     }

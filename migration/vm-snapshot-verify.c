@@ -125,7 +125,7 @@ typedef struct Counters {
     SnapshotDeviceMismatches *once, *sum;
 } Counters;
 
-static void add_field(const DeviceStateDifference *d, void *opaque)
+static bool add_field(const DeviceStateDifference *d, void *opaque)
 {
     Counters *c = opaque;
     size_t byte;
@@ -138,6 +138,7 @@ static void add_field(const DeviceStateDifference *d, void *opaque)
             count_field(c->sum, d, byte);
         }
     }
+    return true;
 }
 
 static VMSnapshotHostWritesFn *host_writes;

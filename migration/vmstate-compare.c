@@ -15,35 +15,48 @@
 #include "savevm.h"
 #include "vmstate-compare.h"
 
+/* Where a field is: text takes longer than to compare, and is seldom needed. */
+typedef struct Path {
+    const struct Path *outer;
+    const char *name;
+    int index;                  /* or -1: it is no array */
+} Path;
+
 typedef struct Comparison {
     const DeviceStateDifference *section;
     DeviceStateDifferenceFn *fn;
     void *fn_opaque;
     size_t pos;                 /* in what was saved, in bytes */
-    GString *path;
+    const Path *path;
     QIOChannelBuffer *bioc;     /* one field as it is now */
     QEMUFile *f;
-    bool lost;                  /* @pos is no longer known */
+    bool lost;                  /* @pos is no longer known, nor needed */
 } Comparison;
+
+static void append_path(GString *text, const Path *path)
+{
+    if (path->outer) {
+        append_path(text, path->outer);
+        g_string_append_c(text, '.');
+    }
+    g_string_append(text, path->name);
+    if (path->index >= 0) {
+        g_string_append_printf(text, "[%d]", path->index);
+    }
+}
 
 static void report(Comparison *c, size_t saved_length, size_t found_length)
 {
     DeviceStateDifference d = *c->section;
+    g_autoptr(GString) path = g_string_new(NULL);
 
-    d.field = c->path->str;
+    append_path(path, c->path);
+    d.field = path->str;
     d.saved += c->pos;
     d.saved_length = saved_length;
     d.found = c->bioc->data;
     d.found_length = found_length;
-    c->fn(&d, c->fn_opaque);
-}
-
-static size_t path_push(Comparison *c, const char *name)
-{
-    size_t length = c->path->len;
-
-    g_string_append_printf(c->path, "%s%s", length ? "." : "", name);
-    return length;
+    c->lost = !c->fn(&d, c->fn_opaque);
 }
 
 static void scratch_clear(Comparison *c)
@@ -79,7 +92,7 @@ static void compare_leaf(Comparison *c, const VMStateField *field,
     if (memcmp(c->section->saved + c->pos, c->bioc->data, length)) {
         report(c, length, length);
         /* A list or the like, and something in the section is longer now. */
-        c->lost = c->section->saved_length != c->section->found_length &&
+        c->lost |= c->section->saved_length != c->section->found_length &&
             (length != size || field->flags & counted);
     }
     c->pos += length;
@@ -104,8 +117,9 @@ static void compare_field(Comparison *c, const VMStateField *field, void *dev)
 {
     void *first = dev + field->offset;
     int i, n = vmstate_n_elems(dev, field), size = vmstate_size(dev, field);
-    size_t outer = path_push(c, field->name), inner = c->path->len;
+    Path path = { c->path, field->name, -1 };
 
+    c->path = &path;
     if (field->flags & VMS_POINTER) {
         first = *(void **)first;
     }
@@ -116,12 +130,11 @@ static void compare_field(Comparison *c, const VMStateField *field, void *dev)
             elem = *(void **)elem;
         }
         if (n > 1) {
-            g_string_append_printf(c->path, "[%d]", i);
+            path.index = i;
         }
         compare_element(c, field, elem, size);
-        g_string_truncate(c->path, inner);
     }
-    g_string_truncate(c->path, outer);
+    c->path = path.outer;
 }
 
 /* Length of the header that a subsection has at @pos, or 0 */
@@ -139,9 +152,11 @@ static size_t subsection_header(const Comparison *c,
 static void compare_subsection(Comparison *c, const VMStateDescription *sub,
                                void *dev)
 {
-    size_t outer = path_push(c, sub->name), header = subsection_header(c, sub);
+    Path path = { c->path, sub->name, -1 };
+    size_t header = subsection_header(c, sub);
     bool needed = vmstate_section_needed(sub, dev);
 
+    c->path = &path;
     c->pos += header;
     if (header && needed) {
         compare_vmsd(c, sub, dev, sub->version_id);
@@ -153,7 +168,7 @@ static void compare_subsection(Comparison *c, const VMStateDescription *sub,
         vmstate_save_state(c->f, sub, dev, NULL);
         report(c, 0, scratch_length(c));
     }
-    g_string_truncate(c->path, outer);
+    c->path = path.outer;
 }
 
 static void compare_vmsd(Comparison *c, const VMStateDescription *vmsd,
@@ -188,7 +203,6 @@ void vmstate_compare(const DeviceStateDifference *section, void *dev,
         .section = section,
         .fn = fn,
         .fn_opaque = fn_opaque,
-        .path = g_string_new(NULL),
         .bioc = qio_channel_buffer_new(4096),
     };
 
@@ -196,5 +210,4 @@ void vmstate_compare(const DeviceStateDifference *section, void *dev,
     compare_vmsd(&c, section->vmsd, dev, section->vmsd->version_id);
     qemu_fclose(c.f);
     object_unref(OBJECT(c.bioc));
-    g_string_free(c.path, true);
 }

@@ -22,8 +22,10 @@ typedef struct DeviceStateDifference {
 /**
  * DeviceStateDifferenceFn: called for each difference
  * @d: with all that it points to, valid during the call only
+ *
+ * Returns: false if no others are asked for
  */
-typedef void DeviceStateDifferenceFn(const DeviceStateDifference *d,
+typedef bool DeviceStateDifferenceFn(const DeviceStateDifference *d,
                                      void *opaque);
 
 /**

@@ -13,8 +13,8 @@
 /**
  * VMSnapshot: the engine with its slots
  *
- * It is the QOM child of the device that lets the guest use it, which is how
- * QMP finds it.  All of a machine is saved, so that there can be only one.
+ * It is the QOM child of the device that lets the guest use it.  All of a
+ * machine is saved, so that there can be only one.
  */
 #define TYPE_VM_SNAPSHOT "vm-snapshot"
 OBJECT_DECLARE_SIMPLE_TYPE(VMSnapshot, VM_SNAPSHOT)

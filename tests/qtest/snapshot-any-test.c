@@ -108,7 +108,7 @@ static const Rule property_rules[] = {
     { "chardev", "-chardev null,id=c", ",chardev=c" },
     { "chardev", "-chardev pipe,path=%s,id=c", ",chardev=c" },
     { "memdev", "-m 4M,slots=2,maxmem=1G -object memory-backend-ram,id=m,"
-      "size=128M,share=on", ",memdev=m" },
+      "size=2M,share=on", ",memdev=m" },
     { "fsdev", "-fsdev local,id=f,path=/usr,security_model=none,"
       "readonly=on", ",fsdev=f,mount_tag=t" },
     { "cryptodev", "-object cryptodev-backend-builtin,id=b", ",cryptodev=b" },
@@ -519,7 +519,7 @@ static char *command_line(const Case *c, unsigned variant, const Rule *bus,
     g_autoptr(GString) properties = g_string_new(NULL);
     const Rule *r;
 
-    g_string_printf(args, "-M %s -m 4 -no-shutdown %s", c->machine,
+    g_string_printf(args, "-M %s -m 2 -no-shutdown %s", c->machine,
                     d ? "-nodefaults" : "");
     if (!d) {
         add_rule(args, properties, machine_rules + variant, d, dir);
