@@ -74,6 +74,7 @@ class Fake(HostTest):
                 ('version', lib.E_PROTOCOL, 'version 2 .* version 1'),
                 ('magic', lib.E_PROTOCOL, 'not a snapshot device'),
                 ('outside', lib.E_PROTOCOL, 'outside the channel'),
+                ('beyond', lib.E_PROTOCOL, 'outside the channel'),
                 ('short', lib.E_PROTOCOL, '131072 bytes, not 262144'),
                 ('close', lib.E_PROTOCOL, 'closed the connection'),
                 ('silent', lib.E_BUSY, 'no HELLO'),
@@ -244,7 +245,7 @@ class Fake(HostTest):
 
 
 class Guest(HostTest):
-    """QEMU and the bare-metal guest of snapshot/fuzz.c"""
+    """A guest that processes what snapshot/fuzz-target.h does"""
 
     MAP = 65536
     LETTERS = b'CAHWPTROSI'
@@ -278,6 +279,11 @@ class Guest(HostTest):
         self.assertEqual({i: n for i, n in enumerate(run.coverage) if n},
                          self.expected_map(data), data[:8])
         return run
+
+
+
+class Bare(Guest):
+    """The bare-metal guest of snapshot/fuzz.c"""
 
     def ends(self):
         """Each way in which a run can end: letter, result, cause, text"""
@@ -475,6 +481,41 @@ class Guest(HostTest):
         elapsed = time.monotonic() - start
         self.vm.shutdown()
         return int(marks * 100 / elapsed)
+
+
+class Linux(Guest):
+    """
+    snapshot-linux/fuzz.c, which has children process the inputs. Catches
+    buffers that are elsewhere when a program has forked, and a kernel's end
+    that is not told or not undone.
+    """
+
+    LETTERS = b''
+
+    def test_linux(self):
+        linux = Path(os.getenv('QEMU_TEST_SNAPSHOT_LINUX') or
+                     HERE.parents[1] / 'build' / 'linux')
+        if not (linux / 'initramfs').exists():
+            self.skipTest(f'no initramfs in {linux}: run scripts/linux-guest')
+        path = self.describe(
+            f'qemu = {self.qemu_bin}', 'boot = 300', 'timeout = 1000',
+            '-accel tcg', '-m 256', f'-kernel {linux}/vmlinuz',
+            f'-initrd {linux}/initramfs', '-device pvpanic', '-append '
+            'console=ttyS0 panic=-1 no_timer_check quiet snapshot.run=fuzz')
+        lib = self.lib
+        with lib.Machine(path) as vm:
+            self.assertEqual(vm.input_size, 5000)
+            for data in (b'', b'FUZ', b'FU' + bytes(4998), b'FUZ!x') * 5:
+                self.check_run(vm, data)
+            self.check_run(vm, b'FUZ!C', lib.CRASH, lib.GUEST, 'signal 6')
+            self.check_run(vm, b'FUZ!H', lib.HANG, lib.HOST_TIME)
+            # No driver of pvpanic's is there: panic=-1 resets.
+            run = vm.run(b'FUZ!P', lib.Limits())
+            self.assertEqual(run.result, lib.CRASH)
+            self.assertIn(run.cause, (lib.PANIC, lib.RESET))
+            self.wait_until(
+                lambda: 'Kernel panic' in lib.console(vm.directory))
+            self.check_run(vm, b'FUZ!x')
 
 
 if __name__ == '__main__':

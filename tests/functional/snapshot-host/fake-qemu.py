@@ -57,7 +57,7 @@ def serve(host, mode, channel):
         return
     if mode != 'mute':
         host.sendall(message(READY, body=areas(
-            size, size if mode == 'outside' else 0)))
+            size, {'outside': size, 'beyond': size // 2}.get(mode, 0))))
     while request := host.recv(SIZE, socket.MSG_WAITALL):
         kind, run, length = struct.unpack_from('<IIQ', request)
         if kind != RUN or mode == 'stuck':
