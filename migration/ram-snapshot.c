@@ -223,7 +223,7 @@ bool ram_snapshot_has_other_writers(const RAMBlock *rb)
 static ram_addr_t block_length(const RAMBlock *rb)
 {
     /* What nobody can write to needs no putting back. */
-    return rb->flags & (RAM_READONLY | RAM_KEPT) ? 0 :
+    return rb->flags & RAM_READONLY ? 0 :
         ROUND_UP(rb->used_length, qemu_real_host_page_size());
 }
 
@@ -279,6 +279,9 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
             .pos = snap->size,
         };
 
+        if (rb->flags & RAM_KEPT) {
+            continue;
+        }
         g_array_append_val(snap->blocks, b);
         snap->size += b.length;
     }
@@ -316,6 +319,9 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
     RAMBLOCK_FOREACH(rb) {
         const SavedBlock *b = saved_block(snap, i);
 
+        if (rb->flags & RAM_KEPT) {
+            continue;
+        }
         if (i < snap->blocks->len && !is_saved_block(b, rb) &&
             !saved_block_is_there(b)) {
             break;

@@ -14,6 +14,7 @@
 #include "qapi/qapi-events-migration.h"
 #include "qapi/qapi-events-run-state.h"
 #include "block/block.h"
+#include "exec/tcg-coverage.h"
 #include "hw/core/cpu.h"
 #include "hw/virtio/virtio.h"
 #include "migration/global_state.h"
@@ -195,6 +196,7 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
     g_autoptr(SnapshotDeviceMismatches) m = NULL;
 
     qdev_forget_unplug_requests();
+    tcg_coverage_restored();
     if (!s->config.verify || (s->restores + 1) % s->config.verify) {
         return;
     }

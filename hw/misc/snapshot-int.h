@@ -143,6 +143,9 @@ void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
 
 /* snapshot.c */
 
+/** snapshot_has_slot: is there one of the number in SLOT? */
+bool snapshot_has_slot(const SnapshotState *s);
+
 /** snapshot_request: as vm_snapshot_request(), on behalf of @request */
 int snapshot_request(SnapshotState *s, SnapshotRequest request,
                      VMSnapshotOp op, unsigned slot);

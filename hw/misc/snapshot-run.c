@@ -23,6 +23,7 @@
 #include "qapi/error.h"
 #include "exec/address-spaces.h"
 #include "exec/target_page.h"
+#include "exec/tcg-coverage.h"
 #include "hw/core/cpu.h"
 #include "system/cpus.h"
 #include "system/hw_accel.h"
@@ -258,14 +259,11 @@ static size_t snapshot_copy_text(SnapshotRun *run)
 {
     const SnapshotRegion *r = &run->regions[SNAPSHOT_REGION_TEXT];
     uint8_t *text = run->channel + run->areas[SNAPSHOT_REGION_TEXT].offset;
-    size_t len;
 
     snapshot_region_rw(r, text, r->size, false);
     text[r->size] = 0;
     /* The host may write there, too. */
-    for (len = 0; len < r->size && text[len]; len++) {
-    }
-    return len;
+    return strnlen((char *)text, r->size);
 }
 
 /* The end of a run but for the restore */
@@ -408,6 +406,7 @@ static void snapshot_run_begin(SnapshotState *s)
     s->status = SNAPSHOT_STATUS_RUN;
     snapshot_region_rw(r, run->channel + input->offset, s->input_length, true);
 
+    tcg_coverage_begin_run();
     snapshot_run_set_state(run, SNAPSHOT_RUN_RUNNING);
     trace_snapshot_run_begin(run->id, s->input_length);
     run->guest_start = qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL);
@@ -503,6 +502,9 @@ uint32_t snapshot_run_ready(SnapshotState *s)
     if (run->state != SNAPSHOT_RUN_NONE) {
         qemu_log_mask(LOG_GUEST_ERROR, "snapshot: READY in a run\n");
         return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_RUN;
+    }
+    if (!snapshot_has_slot(s)) {
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_SLOT;
     }
     if (!snapshot_run_resolve(s)) {
         return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_REGION;

@@ -60,6 +60,16 @@ static void snapshot_done(void *opaque, VMSnapshotOp op, unsigned slot,
     snapshot_run_op_done(s, request, op, slot, ret);
 }
 
+bool snapshot_has_slot(const SnapshotState *s)
+{
+    if (s->slot < s->slots) {
+        return true;
+    }
+    qemu_log_mask(LOG_GUEST_ERROR, "snapshot: there is no slot %" PRIu32 "\n",
+                  s->slot);
+    return false;
+}
+
 int snapshot_request(SnapshotState *s, SnapshotRequest request,
                      VMSnapshotOp op, unsigned slot)
 {
@@ -71,47 +81,36 @@ int snapshot_request(SnapshotState *s, SnapshotRequest request,
     return ret;
 }
 
-static void snapshot_command(SnapshotState *s, uint32_t command)
+/* Give a command of the guest's to the engine.  Returns: as below */
+static uint32_t snapshot_start(SnapshotState *s, VMSnapshotOp op)
 {
-    uint32_t error = SNAPSHOT_STATUS_NONE;
-    int ret = 0;
+    int ret;
 
-    if (s->slot >= s->slots && command != SNAPSHOT_CMD_DONE) {
-        qemu_log_mask(LOG_GUEST_ERROR, "snapshot: there is no slot %" PRIu32
-                      "\n", s->slot);
-        s->status = SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_SLOT;
-        return;
+    if (!snapshot_has_slot(s)) {
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_SLOT;
     }
+    ret = snapshot_request(s, SNAPSHOT_REQUEST_COMMAND, op, s->slot);
+    return ret ? snapshot_error(ret) : SNAPSHOT_STATUS_NONE;
+}
+
+/* Returns: STATUS of an error, or NONE if it will be set later */
+static uint32_t snapshot_command(SnapshotState *s, uint32_t command)
+{
     switch (command) {
     case SNAPSHOT_CMD_SAVE:
-        ret = snapshot_request(s, SNAPSHOT_REQUEST_COMMAND, VM_SNAPSHOT_SAVE,
-                               s->slot);
-        break;
+        return snapshot_start(s, VM_SNAPSHOT_SAVE);
     case SNAPSHOT_CMD_RESTORE:
-        ret = snapshot_request(s, SNAPSHOT_REQUEST_COMMAND,
-                               VM_SNAPSHOT_RESTORE, s->slot);
-        break;
+        return snapshot_start(s, VM_SNAPSHOT_RESTORE);
     case SNAPSHOT_CMD_DISCARD:
-        ret = snapshot_request(s, SNAPSHOT_REQUEST_COMMAND,
-                               VM_SNAPSHOT_DISCARD, s->slot);
-        break;
+        return snapshot_start(s, VM_SNAPSHOT_DISCARD);
     case SNAPSHOT_CMD_READY:
-        error = snapshot_run_ready(s);
-        break;
+        return snapshot_run_ready(s);
     case SNAPSHOT_CMD_DONE:
-        error = snapshot_run_done(s);
-        break;
+        return snapshot_run_done(s);
     default:
         qemu_log_mask(LOG_GUEST_ERROR, "snapshot: unknown command 0x%" PRIx32
                       "\n", command);
-        error = SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_COMMAND;
-        break;
-    }
-    if (ret) {
-        error = snapshot_error(ret);
-    }
-    if (error) {
-        s->status = error;
+        return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_COMMAND;
     }
 }
 
@@ -193,11 +192,15 @@ static void snapshot_write(void *opaque, hwaddr addr, uint64_t val,
 {
     SnapshotState *s = opaque;
     SnapshotRegion *region = snapshot_region(s);
+    uint32_t status;
 
     trace_snapshot_write(addr, size, val);
     switch (addr) {
     case SNAPSHOT_REG_COMMAND:
-        snapshot_command(s, val);
+        status = snapshot_command(s, val);
+        if (status) {
+            s->status = status;
+        }
         break;
     case SNAPSHOT_REG_SLOT:
         s->slot = val;

@@ -67,6 +67,9 @@ static void assert_no_start(const char *args, const char *text)
     g_assert_nonnull(strstr(err, text));
 }
 
+#define MEMORY(type, shared, size) "-object memory-backend-" #type \
+    ",id=m,share=" #shared ",size=" #size
+
 /* Catches: a property or a second device that is taken, then misbehaves. */
 static void test_properties(const void *machine)
 {
@@ -82,6 +85,17 @@ static void test_properties(const void *machine)
         { "-device snapshot,verify=-1", "neither on, off nor a number" },
         { "-device snapshot -device snapshot", "snapshot device already" },
         { "-device snapshot,file=/nonexistent/ram", "No such file" },
+        { "-chardev null,id=c -device snapshot,control=c", "needs channel=" },
+        { MEMORY(ram, off, 1M) " -chardev null,id=c"
+          " -device snapshot,control=c,channel=m", "use share=on" },
+        { MEMORY(memfd, on, 32K) " -chardev null,id=c"
+          " -device snapshot,control=c,channel=m", "smaller than 65536" },
+        { MEMORY(memfd, on, 3M) " -device snapshot,channel=m",
+          "3145728 bytes, is not a power of 2" },
+        { MEMORY(memfd, on, 1M) " -device ivshmem-plain,memdev=m"
+          " -device snapshot,channel=m", "in use already" },
+        { MEMORY(memfd, on, 1M) " -device snapshot,keep=m:x",
+          "'x' is not the id of a memory backend" },
     };
     static const unsigned slots[] = { 1, 64 };
     SnapshotVM *vm;

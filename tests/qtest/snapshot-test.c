@@ -96,6 +96,38 @@ static void assert_nothing_at(SnapshotVM *vm, unsigned reg, unsigned size)
     assert_untouched(vm, 0x8877665544332211);
 }
 
+/* Those of runs: each region has its own two, and there are three regions. */
+static void assert_run_registers(SnapshotVM *vm)
+{
+    unsigned region;
+
+    snapshot_writel(vm, SNAPSHOT_REG_RESULT, 0x11223344);
+    g_assert_cmphex(snapshot_readl(vm, SNAPSHOT_REG_RESULT), ==, 0x11223344);
+    snapshot_writel(vm, SNAPSHOT_REG_INPUT_LENGTH, 1);
+    g_assert_cmphex(snapshot_readl(vm, SNAPSHOT_REG_INPUT_LENGTH), ==, 0);
+    for (region = 0; region < SNAPSHOT_REGIONS; region++) {
+        snapshot_writel(vm, SNAPSHOT_REG_REGION, region);
+        snapshot_writeq(vm, SNAPSHOT_REG_ADDRESS, 0x1122334455667788 + region);
+        snapshot_writel(vm, SNAPSHOT_REG_LENGTH, region);
+        snapshot_writel(vm, SNAPSHOT_REG_LENGTH + 4, 0xaabbccdd);
+    }
+    for (region = 0; region < SNAPSHOT_REGIONS; region++) {
+        snapshot_writel(vm, SNAPSHOT_REG_REGION, region);
+        g_assert_cmphex(snapshot_readl(vm, SNAPSHOT_REG_ADDRESS + 4), ==,
+                        0x11223344);
+        g_assert_cmphex(snapshot_readl(vm, SNAPSHOT_REG_ADDRESS), ==,
+                        0x55667788 + region);
+        g_assert_cmphex(snapshot_readq(vm, SNAPSHOT_REG_LENGTH), ==,
+                        0xaabbccdd00000000 + region);
+    }
+    snapshot_writel(vm, SNAPSHOT_REG_REGION, SNAPSHOT_REGIONS);
+    g_assert_cmphex(snapshot_readl(vm, SNAPSHOT_REG_REGION), ==,
+                    SNAPSHOT_REGIONS);
+    assert_nothing_at(vm, SNAPSHOT_REG_ADDRESS, 8);
+    assert_nothing_at(vm, SNAPSHOT_REG_LENGTH, 8);
+    snapshot_writel(vm, SNAPSHOT_REG_REGION, 0);
+}
+
 /*
  * Catches: a register missing or elsewhere, an access of another width or
  * alignment that takes effect, a writable register that should be read only,
@@ -104,7 +136,7 @@ static void assert_nothing_at(SnapshotVM *vm, unsigned reg, unsigned size)
 static void test_registers(const void *machine)
 {
     static const unsigned unlisted[] = {
-        0x30, 0x38, 0x40, 0x100, 0x7f8, 0x1000, 0x80000, 0xffff8,
+        0x38, 0x58, 0x60, 0x100, 0x7f8, 0x1000, 0x80000, 0xffff8,
     };
     SnapshotVM *vm = snapshot_vm_start(",slots=3", "-M %s",
                                        (const char *)machine);
@@ -133,6 +165,7 @@ static void test_registers(const void *machine)
             assert_nothing_at(vm, reg, 4);
         }
     }
+    assert_run_registers(vm);
     /* Two 32-bit registers at once are not a 64-bit register. */
     assert_nothing_at(vm, 0x000, 8);
     assert_nothing_at(vm, 0x008, 8);
@@ -198,6 +231,10 @@ static void test_commands(const void *machine)
                             STATUS_ERROR(COMMAND));
         }
     }
+    g_assert_cmphex(snapshot_command(vm, SNAPSHOT_CMD_READY, 0), ==,
+                    STATUS_ERROR(CONTROL));
+    g_assert_cmphex(snapshot_command(vm, SNAPSHOT_CMD_DONE, 99), ==,
+                    STATUS_ERROR(RUN));
     snapshot_assert_state(vm, "running");
 
     qpci_config_writeb(vm->dev, PCI_INTERRUPT_LINE, 0x5a);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A program on the host that asks the snapshot device for runs, for the tests"""
+"""A program on the host that asks the device for runs, for the tests"""
 
 import mmap
 import os

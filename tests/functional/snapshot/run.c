@@ -165,7 +165,8 @@ static void one_run(void)
     length = snapshot_read(SNAPSHOT_REG_INPUT_LENGTH);
     check(length <= INPUT_SIZE, "an input of %u bytes", length);
     coverage[0] = runs;
-    *(uint32_t *)&coverage[4] = (pm_timer() - before) & 0xffffff;
+    before = (pm_timer() - before) % 0x1000000;
+    memcpy(coverage + 4, &before, sizeof(before));
     for (uint32_t i = 0; i < length; i++) {
         coverage[0x100 + input[i]]++;
     }
