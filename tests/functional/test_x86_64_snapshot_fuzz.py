@@ -405,6 +405,20 @@ class Bare(Guest):
         monitor.connect()
         return monitor
 
+    def test_coverage_tcg(self):
+        """Catches a map of QEMU's that is another run's, or the guest's."""
+        path = self.describe_guest('coverage = tcg,mode=kernel', 'map = 16K')
+        with self.lib.Machine(path) as vm:
+            self.assertEqual(vm.coverage_size, 16384)
+            maps = {}
+            for data in (b'', b'FU', b'FUZ!C', b'FUZ!H', b'FUZ!') * 5:
+                run = vm.run(data, self.lib.Limits(guest_ns=20000000))
+                self.assertEqual(len(run.coverage), 16384)
+                seen = {i for i, n in enumerate(run.coverage) if n}
+                self.assertGreater(len(seen), 5)
+                self.assertEqual(maps.setdefault(data, seen), seen, data)
+            self.assertEqual(len(set(map(frozenset, maps.values()))), 5)
+
     def test_mute(self):
         path = self.describe_guest('boot = 3', options='mute=1')
         self.assert_fails(self.lib.E_NOT_READY,

@@ -353,10 +353,10 @@ static void tell_run(const struct snapshot_vm_result *r, size_t length)
                                    sizeof(console));
         last = console + (size > 2000 ? size - 2000 : 0);
     }
-    tell("%s (%s), input of %zu bytes, hash %08x%s%s%s%s",
+    tell("%s (%s), input of %zu bytes, hash %08x%s%.*s%s%s",
          snapshot_vm_result_name(r->result), snapshot_vm_cause_name(r->cause),
-         length, hash(input, length), *r->text ? ": " : "", r->text,
-         *last ? "\n" : "", last);
+         length, hash(input, length), r->text_length ? ": " : "",
+         (int)r->text_length, r->text, *last ? "\n" : "", last);
 }
 
 /* QEMU has ended, or hangs: the next run has a new one. */

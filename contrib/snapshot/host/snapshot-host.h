@@ -73,7 +73,7 @@ struct snapshot_vm_result {
     uint64_t guest_ns;
     const unsigned char *coverage; /* counts of edges; NULL: there are none */
     size_t coverage_size;
-    const char *text;           /* the guest's, "" if there is none */
+    const char *text;           /* the guest's; it may lack a zero byte */
     size_t text_length;
 };
 

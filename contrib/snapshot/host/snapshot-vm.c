@@ -121,10 +121,11 @@ static int run_files(struct snapshot_vm *vm, char **files, int n)
         } else if (snapshot_vm_run(vm, length, NULL, &r) < 0) {
             return complain(files[i]);
         } else {
-            printf("%s: %s (%s), %.3f ms, %zu edges%s%s\n", files[i],
+            printf("%s: %s (%s), %.3f ms, %zu edges%s%.*s\n", files[i],
                    snapshot_vm_result_name(r.result),
                    snapshot_vm_cause_name(r.cause), r.host_ns / 1e6,
-                   edges(&r), *r.text ? ": " : "", r.text);
+                   edges(&r), r.text_length ? ": " : "", (int)r.text_length,
+                   r.text);
         }
     }
     return bad;
