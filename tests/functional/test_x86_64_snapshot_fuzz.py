@@ -124,6 +124,8 @@ class Fake(HostTest):
             args = Path(f'/proc/{self.qemu(path, 3)}/cmdline').read_bytes()
             for arg in ('two  words', '3:$1', f'{vm.directory}/y'):
                 self.assertIn(b'\0' + arg.encode() + b'\0', args)
+        # There is no instance 0 that this begins with.
+        self.assertEqual(self.lib.stop(path), 1)
 
     def test_runs(self):
         path = self.start('ok')

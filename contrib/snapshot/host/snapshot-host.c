@@ -44,7 +44,7 @@
 
 #include "snapshot-host.h"
 
-#define INSTANCES       1024
+#define INSTANCES       SNAPSHOT_VM_INSTANCES
 #define STATE_MAGIC     0x534e5032      /* changes with struct state */
 #define RING_SIZE       (64 * 1024)
 #define TAIL_LINES      12              /* of a console, in an error */
@@ -1526,25 +1526,21 @@ int snapshot_vm_status(const char *description, int instance,
 
 int snapshot_vm_stop(const char *description, int instance)
 {
-    int i = instance < 0 ? 0 : instance, n = 0, ret;
+    int i = instance < 0 ? 0 : instance, n = 0, ret = 0;
+    const int last = instance < 0 ? INSTANCES - 1 : instance;
     struct snapshot_vm_status status;
 
-    while ((ret = snapshot_vm_status(description, i, &status)) > 0) {
-        struct state *state = map_file(status.directory, "state",
-                                       sizeof(*state), false);
+    for (; i <= last && ret >= 0; i++) {
+        struct state *state;
 
+        ret = snapshot_vm_status(description, i, &status);
+        state = ret > 0 ? map_file(status.directory, "state", sizeof(*state),
+                                   false) : NULL;
         if (state) {
             ret = end_daemon(status.directory, state);
             munmap(state, sizeof(*state));
-            if (ret < 0) {
-                return ret;
-            }
-            n += ret;
+            n += ret > 0;
         }
-        if (instance >= 0) {
-            break;
-        }
-        i++;
     }
     return ret < 0 ? ret : n;
 }

@@ -57,6 +57,8 @@
 #define SNAPSHOT_VM_ATTACH          1   /* fail if none runs */
 #define SNAPSHOT_VM_FRESH           2   /* end the one that runs first */
 
+#define SNAPSHOT_VM_INSTANCES       1024 /* of a description, at most */
+
 struct snapshot_vm;
 
 struct snapshot_vm_limits {

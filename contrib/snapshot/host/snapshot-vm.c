@@ -58,9 +58,13 @@ static int start(const char *path, int instance)
 static int status(const char *path)
 {
     struct snapshot_vm_status s;
-    int i, n;
+    int i, n = 0;
 
-    for (i = 0; (n = snapshot_vm_status(path, i, &s)) > 0; i++) {
+    for (i = 0; i < SNAPSHOT_VM_INSTANCES && n >= 0; i++) {
+        n = snapshot_vm_status(path, i, &s);
+        if (n <= 0) {
+            continue;
+        }
         printf("%d: ", i);
         if (!s.daemon) {
             printf("does not run\n");
