@@ -27,6 +27,16 @@
  * calls from several threads or processes needs a lock around each call; held
  * at a save, such a lock is held again after each restore.
  *
+ * A program that a fuzzer on the host gives inputs to (host/README.rst) has
+ * this loop, which goes back to its first line by itself:
+ *
+ *     input = snapshot_memory(size);
+ *     map = snapshot_memory(65536);
+ *     n = snapshot_fuzz(&s, input, size, map, 65536);
+ *     if (n < 0)  ... failed
+ *     try_input(input, n);         counts its branches in map
+ *     snapshot_done(&s, SNAPSHOT_RESULT_OK);
+ *
  * Functions return a negative number on failure, for snapshot_strerror().
  * Needs root, /sys, and nothing but the C library. C or C++.
  */
@@ -79,6 +89,12 @@ static inline const char *snapshot_strerror(int64_t err)
         return "the host has no memory for it";
     case SNAPSHOT_E_BUSY:
         return "the device is busy with another command: try again";
+    case SNAPSHOT_E_CONTROL:
+        return "QEMU was started without control=: no host can give inputs";
+    case SNAPSHOT_E_REGION:
+        return "a buffer is not all in RAM, or longer than the channel";
+    case SNAPSHOT_E_RUN:
+        return "no run is under way, or the guest is READY already";
     case SNAPSHOT_E_NO_SYSFS:
         return "no /sys/bus/pci/devices: mount -t sysfs sysfs /sys";
     case SNAPSHOT_E_ABSENT:
@@ -244,6 +260,76 @@ static inline int snapshot_discard(struct snapshot *s, unsigned slot)
     uint32_t status = snapshot_command(s, slot, SNAPSHOT_CMD_DISCARD);
 
     return status == SNAPSHOT_STATUS_DISCARDED ? 0 : snapshot_error(status);
+}
+
+/*
+ * Zeroed memory for a region, of whole pages, or NULL. Its pages are there and
+ * stay where they are; children share it, so that what a child counts is seen.
+ */
+static inline void *snapshot_memory(size_t size)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (p == MAP_FAILED) {
+        return NULL;
+    }
+    if (mlock(p, size) < 0) {
+        munmap(p, size);
+        return NULL;
+    }
+    memset(p, 0, size);
+    return p;
+}
+
+/*
+ * Tell the device where SNAPSHOT_REGION_* is: memory of snapshot_memory(), or
+ * other whose pages are present, and stay, when snapshot_ready() is called
+ */
+static inline void snapshot_region(struct snapshot *s, unsigned region,
+                                   const void *p, size_t size)
+{
+    snapshot_put32(s, SNAPSHOT_REG_REGION, region);
+    snapshot_put64(s, SNAPSHOT_REG_ADDRESS, (uintptr_t)p);
+    snapshot_put64(s, SNAPSHOT_REG_LENGTH, size);
+}
+
+/*
+ * Save the machine in @slot and wait for an input. Returns its length, for each
+ * input anew.
+ */
+static inline int64_t snapshot_ready(struct snapshot *s, unsigned slot)
+{
+    uint32_t status = snapshot_command(s, slot, SNAPSHOT_CMD_READY);
+
+    if (status != SNAPSHOT_STATUS_RUN) {
+        return snapshot_error(status);
+    }
+    return snapshot_get32(s, SNAPSHOT_REG_INPUT_LENGTH);
+}
+
+/*
+ * Tell the host SNAPSHOT_RESULT_*, and go back to snapshot_ready(). Returns
+ * only if that failed: an error.
+ */
+static inline int snapshot_done(struct snapshot *s, uint32_t result)
+{
+    snapshot_put32(s, SNAPSHOT_REG_RESULT, result);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    snapshot_put32(s, SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_DONE);
+    return snapshot_error(snapshot_get32(s, SNAPSHOT_REG_STATUS));
+}
+
+/*
+ * Wait for an input, in slot 0: regions and snapshot_ready() in one. @map, of
+ * @map_size bytes, has the counts of branches; NULL if QEMU counts them.
+ */
+static inline int64_t snapshot_fuzz(struct snapshot *s, void *input,
+                                    size_t size, void *map, size_t map_size)
+{
+    snapshot_region(s, SNAPSHOT_REGION_INPUT, input, size);
+    snapshot_region(s, SNAPSHOT_REGION_COVERAGE, map, map ? map_size : 0);
+    return snapshot_ready(s, 0);
 }
 
 /* The number in sysfs file @name of PCI device @dev, or -1 */

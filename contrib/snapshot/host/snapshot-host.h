@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Runs of a guest of "-device snapshot", for programs on the host: C API
+ *
+ *     struct snapshot_vm_result r;
+ *     struct snapshot_vm *vm = snapshot_vm_open("toy.vm", -1, 0);
+ *
+ *     if (!vm) ... snapshot_vm_error() says why
+ *     memcpy(snapshot_vm_input(vm, &size), data, length);
+ *     status = snapshot_vm_run(vm, length, NULL, &r);
+ *     if (status < 0) ... snapshot_vm_error() says why
+ *     ... SNAPSHOT_RESULT_OK, _CRASH, ...; r.coverage, r.text, r.cause
+ *     snapshot_vm_close(vm);
+ *
+ * A description (see README.rst) says how QEMU is started.  Each description
+ * can have several machines, its instances, which are numbered from 0.  QEMU
+ * is a daemon: it stays when the program ends, by whatever, and the next one
+ * attaches to it without booting.  One program at a time has an instance.
+ *
+ * Who is killed at any time leaves nothing that has to be cleaned up: locks
+ * end with their process, the device ends a run whose host has gone, and QEMU
+ * ends with the process that looks after it (the daemon, a child of nobody).
+ *
+ * Functions that fail return a negative SNAPSHOT_VM_E_* or NULL, and leave the
+ * reason, with what to do, in snapshot_vm_error().  None waits for ever: each
+ * wait has a limit, which the description may change.  A struct snapshot_vm is
+ * for one thread at a time; snapshot_vm_cancel() alone may be called at any
+ * time, also in a signal's handler.  C++ includes this as extern "C".
+ *
+ * Licensed under the MIT licence, that a program of any licence may use it.
+ */
+
+#ifndef CONTRIB_SNAPSHOT_HOST_H
+#define CONTRIB_SNAPSHOT_HOST_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "hw/misc/snapshot-control.h"
+#include "hw/misc/snapshot-regs.h"
+
+/* What functions fail with */
+#define SNAPSHOT_VM_E_SYSTEM        1   /* a system call */
+#define SNAPSHOT_VM_E_DESCRIPTION   2   /* the description is wrong */
+#define SNAPSHOT_VM_E_BUSY          3   /* another program has the machine */
+#define SNAPSHOT_VM_E_ABSENT        4   /* none runs, none may be started */
+#define SNAPSHOT_VM_E_START         5   /* QEMU has ended before READY */
+#define SNAPSHOT_VM_E_NOT_READY     6   /* the guest is not, in time */
+#define SNAPSHOT_VM_E_PROTOCOL      7   /* the device says what it must not */
+#define SNAPSHOT_VM_E_DIED          8   /* QEMU has ended: a fault of QEMU's? */
+#define SNAPSHOT_VM_E_STUCK         9   /* QEMU does not answer any more */
+#define SNAPSHOT_VM_E_ENDED         10  /* a user reset or restored the guest */
+#define SNAPSHOT_VM_E_LENGTH        11  /* the input is too long */
+
+/* Flags of snapshot_vm_open() */
+#define SNAPSHOT_VM_ATTACH          1   /* fail if none runs */
+#define SNAPSHOT_VM_FRESH           2   /* end the one that runs first */
+
+#define SNAPSHOT_VM_INSTANCES       1024 /* of a description, at most */
+
+struct snapshot_vm;
+
+struct snapshot_vm_limits {
+    uint64_t host_ns;           /* of the host's real time; 0: none */
+    uint64_t guest_ns;          /* of the guest's virtual time; 0: none */
+    uint32_t flags;             /* SNAPSHOT_RUN_*, such as STOPPED */
+};
+
+/* Pointers stay valid until the next run, and until the machine is closed. */
+struct snapshot_vm_result {
+    uint32_t result;            /* SNAPSHOT_RESULT_* */
+    uint32_t cause;             /* SNAPSHOT_CAUSE_*: what has ended the run */
+    uint64_t host_ns;           /* how long it took */
+    uint64_t guest_ns;
+    const unsigned char *coverage; /* counts of edges; NULL: there are none */
+    size_t coverage_size;
+    const char *text;           /* the guest's; it may lack a zero byte */
+    size_t text_length;
+};
+
+/* What snapshot_vm_status() tells of an instance */
+struct snapshot_vm_status {
+    int instance;
+    pid_t daemon;               /* 0: none runs */
+    pid_t qemu;
+    pid_t user;                 /* the program that has it; 0: none */
+    char directory[256];        /* with qmp, a socket for QEMU's monitor */
+};
+
+/**
+ * snapshot_vm_error: why the last function that failed in this thread did so
+ *
+ * Returns: text of one or more lines, without a newline at its end; valid
+ * until the next failure
+ */
+const char *snapshot_vm_error(void);
+
+/** snapshot_vm_error_code: the SNAPSHOT_VM_E_* of that failure, positive */
+int snapshot_vm_error_code(void);
+
+/**
+ * snapshot_vm_open: attach to a machine; start it if it does not run yet
+ * @description: path of the file that describes it
+ * @instance: which; -1: the first that no other program has, preferably one
+ *            that runs already
+ * @flags: SNAPSHOT_VM_ATTACH, SNAPSHOT_VM_FRESH, or 0
+ *
+ * Returns when the guest is READY.  A machine that runs, but was started with
+ * another content of @description, is ended and started anew.
+ *
+ * QEMU's threads get the CPUs that the caller may run on, unless the
+ * description says otherwise (affinity=).
+ */
+struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
+                                     unsigned flags);
+
+/**
+ * snapshot_vm_close: let go of the machine, which stays for the next; NULL is
+ * allowed
+ */
+void snapshot_vm_close(struct snapshot_vm *vm);
+
+/**
+ * snapshot_vm_restart: end QEMU, if it still runs, and start it anew
+ *
+ * After SNAPSHOT_VM_E_DIED or _E_STUCK.  Sizes and pointers change.
+ */
+int snapshot_vm_restart(struct snapshot_vm *vm);
+
+/**
+ * snapshot_vm_stop: end an instance's QEMU, and its daemon; a program that has
+ * it sees QEMU die
+ * @instance: -1: all of them
+ *
+ * Returns: how many were ended
+ */
+int snapshot_vm_stop(const char *description, int instance);
+
+/**
+ * snapshot_vm_status: look at an instance without changing anything
+ *
+ * Returns: 1, 0 if there never was such an instance
+ */
+int snapshot_vm_status(const char *description, int instance,
+                       struct snapshot_vm_status *status);
+
+int snapshot_vm_instance(const struct snapshot_vm *vm);
+const char *snapshot_vm_directory(const struct snapshot_vm *vm);
+
+/** snapshot_vm_limits: those of the description */
+void snapshot_vm_limits(const struct snapshot_vm *vm,
+                        struct snapshot_vm_limits *limits);
+
+/**
+ * snapshot_vm_input: where the next input must be written to
+ * @size: how much fits there
+ */
+unsigned char *snapshot_vm_input(struct snapshot_vm *vm, size_t *size);
+
+/** snapshot_vm_coverage_size: of the guest's map; 0: it has none */
+size_t snapshot_vm_coverage_size(const struct snapshot_vm *vm);
+
+/**
+ * snapshot_vm_run: run the guest with @length bytes of input
+ * @limits: NULL: the description's
+ *
+ * Returns: SNAPSHOT_RESULT_*, with @result filled; or a negative
+ * SNAPSHOT_VM_E_*.  After _E_ENDED, the next run waits for READY.
+ */
+int snapshot_vm_run(struct snapshot_vm *vm, size_t length,
+                    const struct snapshot_vm_limits *limits,
+                    struct snapshot_vm_result *result);
+
+/**
+ * snapshot_vm_begin, snapshot_vm_end: the halves of snapshot_vm_run()
+ *
+ * Between them, snapshot_vm_fd() becomes readable when the run has ended.
+ */
+int snapshot_vm_begin(struct snapshot_vm *vm, size_t length,
+                      const struct snapshot_vm_limits *limits);
+int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result);
+int snapshot_vm_fd(const struct snapshot_vm *vm);
+
+/**
+ * snapshot_vm_cancel: end the run that is under way, if there is one
+ *
+ * snapshot_vm_end() returns SNAPSHOT_RESULT_HANG, cause CANCELLED.
+ */
+void snapshot_vm_cancel(struct snapshot_vm *vm);
+
+/**
+ * snapshot_vm_console: the last bytes that a guest wrote to its console
+ * @directory: the instance's, of snapshot_vm_directory() or a status
+ * @qemu: what QEMU itself wrote (stderr) instead
+ * @buf: gets them, and a zero byte
+ *
+ * Returns: how many.  The daemon reads the console: what is written this
+ * moment may be missing.
+ */
+size_t snapshot_vm_console(const char *directory, int qemu, char *buf,
+                           size_t size);
+
+/** snapshot_vm_result_name, snapshot_vm_cause_name: in words */
+const char *snapshot_vm_result_name(uint32_t result);
+const char *snapshot_vm_cause_name(uint32_t cause);
+
+#endif /* CONTRIB_SNAPSHOT_HOST_H */

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Machines for runs, by hand: start, look, run, stop
+ *
+ * Licensed under the MIT licence, that a program of any licence may use it.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "snapshot-host.h"
+
+static const char usage[] =
+"snapshot-vm start VM [N]        start instance N, or attach to it\n"
+"snapshot-vm status VM           which instances run, and who has them\n"
+"snapshot-vm run VM FILE...      run inputs, tell how each one ended\n"
+"snapshot-vm measure VM FILE [S] run one for S seconds (5), tell runs a second\n"
+"snapshot-vm console VM [N]      what instance N wrote last, and QEMU\n"
+"snapshot-vm stop VM [N]         end instance N, or all\n"
+"\n"
+"VM is the path of a description; see contrib/snapshot/host/README.rst.\n";
+
+static int complain(const char *what)
+{
+    fprintf(stderr, "snapshot-vm: %s: %s\n", what, snapshot_vm_error());
+    return 1;
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static int start(const char *path, int instance)
+{
+    double before = seconds();
+    struct snapshot_vm *vm = snapshot_vm_open(path, instance, 0);
+    size_t size;
+
+    if (!vm) {
+        return complain(path);
+    }
+    snapshot_vm_input(vm, &size);
+    printf("instance %d is READY after %.1f s: inputs up to %zu bytes, "
+           "coverage of %zu; %s\n", snapshot_vm_instance(vm),
+           seconds() - before, size, snapshot_vm_coverage_size(vm),
+           snapshot_vm_directory(vm));
+    snapshot_vm_close(vm);
+    return 0;
+}
+
+static int status(const char *path)
+{
+    struct snapshot_vm_status s;
+    int i, n = 0;
+
+    for (i = 0; i < SNAPSHOT_VM_INSTANCES && n >= 0; i++) {
+        n = snapshot_vm_status(path, i, &s);
+        if (n <= 0) {
+            continue;
+        }
+        printf("%d: ", i);
+        if (!s.daemon) {
+            printf("does not run\n");
+            continue;
+        }
+        printf("QEMU is process %d, ", (int)s.qemu);
+        if (s.user) {
+            printf("process %d has it", (int)s.user);
+        } else {
+            printf("nobody has it");
+        }
+        printf("; %s\n", s.directory);
+    }
+    return n < 0 ? complain(path) : 0;
+}
+
+/* Read a file into the input.  Returns: its length, or -1 */
+static long load(struct snapshot_vm *vm, const char *path)
+{
+    size_t size, n;
+    unsigned char *input = snapshot_vm_input(vm, &size);
+    FILE *f = fopen(path, "re");
+
+    if (!f) {
+        fprintf(stderr, "snapshot-vm: %s: %s\n", path, strerror(errno));
+        return -1;
+    }
+    n = fread(input, 1, size, f);
+    if (n == size && fgetc(f) != EOF) {
+        fprintf(stderr, "snapshot-vm: %s: the guest takes %zu bytes only\n",
+                path, size);
+        n = -1;
+    }
+    fclose(f);
+    return n;
+}
+
+static size_t edges(const struct snapshot_vm_result *r)
+{
+    size_t i, n = 0;
+
+    for (i = 0; i < r->coverage_size; i++) {
+        n += r->coverage[i] != 0;
+    }
+    return n;
+}
+
+static int run_files(struct snapshot_vm *vm, char **files, int n)
+{
+    struct snapshot_vm_result r;
+    int i, bad = 0;
+
+    for (i = 0; i < n; i++) {
+        long length = load(vm, files[i]);
+
+        if (length < 0) {
+            bad = 1;
+        } else if (snapshot_vm_run(vm, length, NULL, &r) < 0) {
+            return complain(files[i]);
+        } else {
+            printf("%s: %s (%s), %.3f ms, %zu edges%s%.*s\n", files[i],
+                   snapshot_vm_result_name(r.result),
+                   snapshot_vm_cause_name(r.cause), r.host_ns / 1e6,
+                   edges(&r), r.text_length ? ": " : "", (int)r.text_length,
+                   r.text);
+        }
+    }
+    return bad;
+}
+
+static int measure(struct snapshot_vm *vm, const char *file, double limit)
+{
+    long length = load(vm, file), runs = 0;
+    double start = seconds(), now = start;
+    struct snapshot_vm_result r;
+
+    if (length < 0) {
+        return 1;
+    }
+    do {
+        if (snapshot_vm_run(vm, length, NULL, &r) < 0) {
+            return complain(file);
+        }
+        if (++runs % 64 == 0) {
+            now = seconds();
+        }
+    } while (now < start + limit);
+    printf("%.0f runs a second\n", runs / (seconds() - start));
+    return 0;
+}
+
+static int console(const char *path, int instance)
+{
+    static char buf[64 * 1024];
+    struct snapshot_vm_status s;
+
+    if (instance < 0) {
+        instance = 0;
+    }
+    if (snapshot_vm_status(path, instance, &s) <= 0) {
+        fprintf(stderr, "snapshot-vm: %s: no instance %d\n", path, instance);
+        return 1;
+    }
+    fwrite(buf, 1, snapshot_vm_console(s.directory, 0, buf, sizeof(buf)),
+           stdout);
+    fwrite(buf, 1, snapshot_vm_console(s.directory, 1, buf, sizeof(buf)),
+           stderr);
+    return 0;
+}
+
+static int with_vm(const char *command, char **args, int n)
+{
+    struct snapshot_vm *vm = snapshot_vm_open(args[0], -1, 0);
+    int ret;
+
+    if (!vm) {
+        return complain(args[0]);
+    }
+    if (!strcmp(command, "run")) {
+        ret = run_files(vm, args + 1, n - 1);
+    } else {
+        ret = measure(vm, args[1], n > 2 ? atof(args[2]) : 5);
+    }
+    snapshot_vm_close(vm);
+    return ret;
+}
+
+int main(int argc, char **argv)
+{
+    const char *command = argc > 2 ? argv[1] : "";
+    int instance = argc > 3 ? atoi(argv[3]) : -1;
+
+    if (!strcmp(command, "start") && argc < 5) {
+        return start(argv[2], instance);
+    }
+    if (!strcmp(command, "status") && argc == 3) {
+        return status(argv[2]);
+    }
+    if (!strcmp(command, "console") && argc < 5) {
+        return console(argv[2], instance);
+    }
+    if (!strcmp(command, "stop") && argc < 5) {
+        int n = snapshot_vm_stop(argv[2], instance);
+
+        if (n >= 0) {
+            printf("%d ended\n", n);
+        }
+        return n < 0 ? complain(argv[2]) : 0;
+    }
+    if ((!strcmp(command, "run") && argc > 3) ||
+        (!strcmp(command, "measure") && (argc == 4 || argc == 5))) {
+        return with_vm(command, argv + 2, argc - 2);
+    }
+    fputs(usage, stderr);
+    return 2;
+}
