@@ -115,6 +115,9 @@ SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned slot,
 bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned slot, int64_t since,
                                  CPUState *self, bool *half_done);
 
+/** vm_snapshot_restore_parked: as vm_snapshot_put_back_parked() */
+bool vm_snapshot_restore_parked(VMSnapshot *s, unsigned slot);
+
 /**
  * vm_snapshot_start_clocks: let the guest's clocks go on
  *

@@ -231,6 +231,20 @@ void vm_snapshot_park(VMSnapshot *s)
     vm_snapshot_hold_vcpus();
 }
 
+bool vm_snapshot_put_back_parked(VMSnapshot *s, unsigned slot)
+{
+    bool ok;
+
+    if (s->state != REQUEST_IDLE || !s->parked ||
+        vm_snapshot_refused(s, VM_SNAPSHOT_RESTORE, slot, NULL)) {
+        return false;
+    }
+    vm_snapshot_set_state(s, REQUEST_RUNNING);
+    ok = vm_snapshot_restore_parked(s, slot);
+    vm_snapshot_set_state(s, REQUEST_IDLE);
+    return ok;
+}
+
 void vm_snapshot_unpark(VMSnapshot *s)
 {
     CPUState *cpu;

@@ -389,6 +389,22 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
     return true;
 }
 
+bool vm_snapshot_restore_parked(VMSnapshot *s, unsigned n)
+{
+    VMSnapshotSlot *slot = &s->slots[n];
+
+    if (!vm_snapshot_may_load_in_place(s) || vm_snapshot_needs_drain() ||
+        vm_snapshot_prepare(s, n, NULL)) {
+        return false;
+    }
+    slot->way = qemu_device_state_choose(slot->devices);
+    if (slot->way == DEVICE_STATE_RESET_DEVICES) {
+        qemu_device_state_unchoose(slot->devices);
+    }
+    return slot->way == DEVICE_STATE_IN_PLACE &&
+        vm_snapshot_load_way(s, n, NULL);
+}
+
 void vm_snapshot_discard(VMSnapshot *s, unsigned n)
 {
     vm_snapshot_clear_slot(&s->slots[n]);

@@ -53,6 +53,7 @@ typedef struct SnapshotRun {
 
     /* Of the run that is under way */
     uint32_t id;
+    bool wanted;                /* the host that asked for it is still there */
     int64_t host_start;         /* ns, by get_clock() */
     int64_t host_deadline;      /* the same; INT64_MAX: none */
     int64_t host_left;          /* while the user has stopped the machine */

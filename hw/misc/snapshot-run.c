@@ -45,7 +45,9 @@ static void snapshot_run_set_state(SnapshotRun *run, SnapshotRunState to)
         [SNAPSHOT_RUN_NONE] = BIT(SNAPSHOT_RUN_SAVING),
         [SNAPSHOT_RUN_SAVING] = BIT(SNAPSHOT_RUN_WAITING) |
                                 BIT(SNAPSHOT_RUN_NONE),
+        /* It is put back once more, if something has come from outside. */
         [SNAPSHOT_RUN_WAITING] = BIT(SNAPSHOT_RUN_RUNNING) |
+                                 BIT(SNAPSHOT_RUN_ENDING) |
                                  BIT(SNAPSHOT_RUN_NONE),
         [SNAPSHOT_RUN_RUNNING] = BIT(SNAPSHOT_RUN_ENDING) |
                                  BIT(SNAPSHOT_RUN_NONE),
@@ -291,7 +293,7 @@ static void snapshot_run_finish(SnapshotState *s, uint32_t result, int cause)
     snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
     s->input_length = 0;
     run->host_deadline = INT64_MAX;
-    if (run->attached) {
+    if (run->wanted) {
         snapshot_send(s, &m);
     }
 }
@@ -400,6 +402,7 @@ static void snapshot_run_begin(SnapshotState *s)
     const SnapshotRegion *r = &run->regions[SNAPSHOT_REGION_INPUT];
 
     run->pending = false;
+    run->wanted = true;
     run->id = le32_to_cpu(run->in.id);
     run->cause = NO_CAUSE;
     s->input_length = le64_to_cpu(run->in.run.length);
@@ -678,10 +681,14 @@ static void snapshot_asked_for_run(SnapshotState *s)
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_LENGTH);
     } else if (le32_to_cpu(run->in.run.flags) & ~SNAPSHOT_RUN_STOPPED) {
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_FLAGS);
-    } else if (run->state == SNAPSHOT_RUN_WAITING) {
+    } else if (run->state == SNAPSHOT_RUN_ENDING) {
+        run->pending = true;
+    } else if (vm_snapshot_put_back_parked(s->engine, run->slot)) {
         snapshot_run_begin(s);
     } else {
         run->pending = true;
+        snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
+        snapshot_run_put_back(s);
     }
 }
 
@@ -745,6 +752,7 @@ static void snapshot_control_event(void *opaque, QEMUChrEvent event)
     }
     run->connected = event == CHR_EVENT_OPENED;
     run->attached = run->told_ready = run->pending = run->broken = false;
+    run->wanted = false;
     run->in_len = 0;
     if (run->state == SNAPSHOT_RUN_RUNNING) {
         /* Nobody waits for its result. */

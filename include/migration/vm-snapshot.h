@@ -97,6 +97,18 @@ void vm_snapshot_cancel(VMSnapshot *s);
 void vm_snapshot_park(VMSnapshot *s);
 
 /**
+ * vm_snapshot_put_back_parked: undo what has changed while the machine waited
+ *
+ * What comes from outside (packets, keys) reaches devices of a machine that is
+ * parked.  Called in the main loop with the BQL held.  Not counted as a
+ * restore.
+ *
+ * Returns: false if it takes a restore of @slot by vm_snapshot_run(), which has
+ * to follow
+ */
+bool vm_snapshot_put_back_parked(VMSnapshot *s, unsigned slot);
+
+/**
  * vm_snapshot_unpark: let a machine that is parked go on
  *
  * Called in the main loop with the BQL held.  The vCPUs go on with the next

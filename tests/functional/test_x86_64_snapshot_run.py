@@ -250,6 +250,26 @@ class Run(Machine):
         reply = vm.qmp('migrate', uri='exec:cat>/dev/null')
         self.assertIn('waits for runs', reply['error']['desc'])
 
+    def test_from_outside(self):
+        """
+        Keys that come while the guest waits, and while it runs. Catches a run
+        that begins in another machine than that of READY.
+        """
+        keys = [{'type': 'qcode', 'data': 'a'}]
+        for machine, device in (('pc', ',ram=dirty'), ('q35', ',ram=remap')):
+            self.start_runs(machine=machine, device=device + ',verify=on')
+            for _ in range(10):
+                self.vm.cmd('send-key', keys=keys)
+                self.assert_run()
+                self.assertEqual(self.host.area('coverage')[8], 0)
+            self.begin_and_hang()
+            self.vm.cmd('send-key', keys=keys)
+            self.host.cancel()
+            self.assertEqual(self.host.result()[1], 'cancelled')
+            self.assert_run()
+            self.assertEqual(self.host.area('coverage')[8], 0)
+            self.assertEqual(self.query()['mismatched'], 0)
+
     def begin_and_hang(self):
         """The guest has read its STATUS, which the user can change."""
         before = self.console.read_text().count('hangs')

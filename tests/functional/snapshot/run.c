@@ -167,6 +167,7 @@ static void one_run(void)
     coverage[0] = runs;
     before = (pm_timer() - before) % 0x1000000;
     memcpy(coverage + 4, &before, sizeof(before));
+    coverage[8] = inb(0x64) & 1;        /* Is there a key? */
     for (uint32_t i = 0; i < length; i++) {
         coverage[0x100 + input[i]]++;
     }
