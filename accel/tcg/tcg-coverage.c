@@ -453,6 +453,10 @@ static void tcg_coverage_complete(UserCreatable *uc, Error **errp)
         return;
     }
     mr = host_memory_backend_get_memory(c->memdev);
+    if (mr->readonly) {
+        error_setg(errp, "'memdev' is read-only: nothing can be counted there");
+        return;
+    }
     host_memory_backend_set_mapped(c->memdev, true);
     qemu_ram_set_kept(mr->ram_block);
     c->map = memory_region_get_ram_ptr(mr);

@@ -171,14 +171,15 @@ static bool snapshot_run_resolve(SnapshotState *s)
                       most);
         return false;
     }
-    input = most - coverage - text;
+    /* INPUT_LENGTH has 32 bits. */
+    input = MIN(most - coverage - text, UINT32_MAX);
     run->areas[SNAPSHOT_REGION_INPUT].size =
         r[SNAPSHOT_REGION_INPUT].size ?
         MIN(r[SNAPSHOT_REGION_INPUT].size, input) : input;
-    run->areas[SNAPSHOT_REGION_COVERAGE].offset = input;
+    run->areas[SNAPSHOT_REGION_COVERAGE].offset = most - coverage - text;
     run->areas[SNAPSHOT_REGION_COVERAGE].size =
         r[SNAPSHOT_REGION_COVERAGE].size;
-    run->areas[SNAPSHOT_REGION_TEXT].offset = input + coverage;
+    run->areas[SNAPSHOT_REGION_TEXT].offset = most - text;
     run->areas[SNAPSHOT_REGION_TEXT].size = text;
     return true;
 }
@@ -353,7 +354,16 @@ static void snapshot_vm_state(void *opaque, bool running, RunState state)
     SnapshotState *s = opaque;
     SnapshotRun *run = &s->run;
 
-    if (run->state != SNAPSHOT_RUN_RUNNING) {
+    bool error = !running && (state == RUN_STATE_INTERNAL_ERROR ||
+                              state == RUN_STATE_IO_ERROR ||
+                              state == RUN_STATE_WATCHDOG);
+
+    if (error && run->state > SNAPSHOT_RUN_SAVING) {
+        qemu_bh_schedule(run->bh);
+    }
+    /* The engine stops it for the guest's own commands: that does count. */
+    if (run->state != SNAPSHOT_RUN_RUNNING ||
+        vm_snapshot_in_progress(s->engine)) {
         return;
     }
     if (running) {
@@ -365,8 +375,7 @@ static void snapshot_vm_state(void *opaque, bool running, RunState state)
     run->host_left = run->host_deadline == INT64_MAX ? INT64_MAX :
         MAX(run->host_deadline - get_clock(), 0);
     run->host_deadline = INT64_MAX;
-    if (state == RUN_STATE_INTERNAL_ERROR || state == RUN_STATE_IO_ERROR ||
-        state == RUN_STATE_WATCHDOG) {
+    if (error) {
         snapshot_run_end(run, SNAPSHOT_CAUSE_STOPPED);
     }
 }
@@ -445,6 +454,7 @@ static void snapshot_run_begin(SnapshotState *s)
 static void snapshot_run_wait(SnapshotState *s)
 {
     snapshot_run_set_state(&s->run, SNAPSHOT_RUN_WAITING);
+    timer_del(s->run.retry_timer);
     vm_snapshot_park(s->engine);
     snapshot_tell_ready(s);
     if (s->run.pending) {
@@ -561,7 +571,7 @@ void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
     } else if (request == SNAPSHOT_REQUEST_DONE && ret) {
         snapshot_run_reset(s, SNAPSHOT_ENDED_FAILED);
     } else if (request == SNAPSHOT_REQUEST_DONE ||
-               (request == SNAPSHOT_REQUEST_NONE &&
+               (request == SNAPSHOT_REQUEST_NONE && !ret &&
                 op == VM_SNAPSHOT_RESTORE && slot == run->slot &&
                 run->state == SNAPSHOT_RUN_ENDING)) {
         snapshot_run_wait(s);
@@ -609,9 +619,6 @@ static void snapshot_run_stop(SnapshotState *s)
         snapshot_run_finish(s, crash ? SNAPSHOT_RESULT_CRASH
                                      : SNAPSHOT_RESULT_HANG, cause);
         snapshot_run_put_back(s);
-        if (cause == SNAPSHOT_CAUSE_STOPPED && !runstate_is_running()) {
-            vm_start();
-        }
     }
     if (runstate_is_running()) {
         resume_all_vcpus();
@@ -624,6 +631,21 @@ static void snapshot_retry_timer(void *opaque)
 
     if (s->run.state == SNAPSHOT_RUN_ENDING) {
         snapshot_run_put_back(s);
+        qemu_bh_schedule(s->run.bh);
+    }
+}
+
+/*
+ * An error has stopped the machine in a run, or when the restore waited for a
+ * request of the run's.  What it was about is undone.
+ */
+static void snapshot_run_continue(SnapshotRun *run)
+{
+    if (run->state == SNAPSHOT_RUN_WAITING &&
+        (runstate_check(RUN_STATE_IO_ERROR) ||
+         runstate_check(RUN_STATE_WATCHDOG) ||
+         runstate_check(RUN_STATE_PRELAUNCH))) {
+        vm_start();
     }
 }
 
@@ -638,6 +660,7 @@ static void snapshot_run_bh(void *opaque)
     if (run->state == SNAPSHOT_RUN_NONE && runstate_is_running()) {
         resume_all_vcpus();
     }
+    snapshot_run_continue(run);
     if (run->broken) {
         qemu_chr_fe_disconnect(&s->control);
     }
@@ -775,6 +798,11 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
     if (!qemu_ram_is_shared(mr->ram_block)) {
         error_setg(errp, "The memory of channel= is QEMU's alone: use "
                    "share=on, so that a program can map it, too");
+        return false;
+    }
+    if (mr->readonly) {
+        error_setg(errp, "The memory of channel= is read-only, and results "
+                   "have to be written there");
         return false;
     }
     if (memory_region_size(mr) < CHANNEL_MIN) {

@@ -263,15 +263,16 @@ static void snapshot_reset_hold(Object *obj, ResetType type)
     unsigned i;
 
     vm_snapshot_cancel(s->engine);
-    s->request = SNAPSHOT_REQUEST_NONE;
     /* The registers tell the guest that it was put back, and how often. */
     if (type == RESET_TYPE_SNAPSHOT_LOAD) {
         if (!vm_snapshot_in_progress(s->engine)) {
             /* It is loadvm. */
+            s->request = SNAPSHOT_REQUEST_NONE;
             snapshot_run_reset(s, SNAPSHOT_ENDED_RESTORED);
         }
         return;
     }
+    s->request = SNAPSHOT_REQUEST_NONE;
     snapshot_run_reset(s, SNAPSHOT_ENDED_RESET);
     s->status = SNAPSHOT_STATUS_NONE;
     s->slot = 0;

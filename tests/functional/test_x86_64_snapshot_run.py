@@ -6,6 +6,7 @@
 
 import time
 
+from qemu_test import QemuSystemTest
 from snapshot import control
 from snapshot.storm import Machine
 
@@ -136,16 +137,17 @@ class Run(Machine):
         What the guest does to its registers, memory and slots in a run. Catches
         one that makes QEMU read, write or end what it must not.
         """
-        self.start_runs()
-        self.assert_run(b'l')
-        self.assert_run(b'R')
-        self.assert_run(b'r')
-        self.assertEqual(self.host.area('coverage')[1], 1)
-        self.assertEqual(self.host.run(b'b')[:2], (0, 'guest'))
-        self.assertFalse(any(self.host.area('coverage')))
-        self.assert_run()
-        self.host.begin(b'v')
-        self.assertEqual(self.host.end(), 'saved')
+        for ram in 'dirty', 'remap':
+            self.start_runs(device=f',ram={ram}')
+            self.assert_run(b'l')
+            self.assert_run(b'R')
+            self.assert_run(b'r')
+            self.assertEqual(self.host.area('coverage')[1], 1)
+            self.assertEqual(self.host.run(b'b')[:2], (0, 'guest'))
+            self.assertFalse(any(self.host.area('coverage')))
+            self.assert_run()
+            self.host.begin(b'v')
+            self.assertEqual(self.host.end(), 'saved')
 
     def test_protocol(self):
         """
@@ -309,3 +311,7 @@ class Run(Machine):
 
 
 del Machine
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()

@@ -547,13 +547,13 @@ static void test_dimm(const void *machine)
     assert_refused(vm, "restore", 0, STATUS_ERROR(CHANGED), "plugged");
     snapshot_restore(vm, 7);
 
-    /* A backend is RAM without a DIMM too; so small, it is the last block. */
+    /* A backend that no DIMM uses is no part of the machine. */
     add_memory(vm, "small", 4 * KiB);
-    assert_refused(vm, "restore", 7, STATUS_ERROR(CHANGED), "plugged");
+    snapshot_restore(vm, 7);
     snapshot_save(vm, 2);
     snapshot_restore(vm, 2);
     delete_memory(vm, "small");
-    assert_refused(vm, "restore", 2, STATUS_ERROR(CHANGED), "unplugged");
+    snapshot_restore(vm, 2);
     snapshot_restore(vm, 7);
     snapshot_vm_end(vm);
 }

@@ -405,8 +405,10 @@ static void run(size_t length, bool *again, int *status)
             tell_run(&r, length);
         }
         if (r.result == SNAPSHOT_RESULT_STOP) {
-            /* As the user would end it */
-            kill(getppid(), SIGINT);
+            /* As the user would end it; init is nobody's fuzzer. */
+            if (getppid() > 1) {
+                kill(getppid(), SIGINT);
+            }
         }
     }
 }

@@ -473,7 +473,8 @@ static int base_directory(const struct description *d, char *path, size_t size,
                      access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm",
                      (unsigned)geteuid());
     }
-    if (make && n < (int)size) {
+    /* One that is there may be another user's, who would be trusted. */
+    if (n < (int)size && (make || !access(path, F_OK))) {
         ret = make_directory(path);
     }
     if (!ret && n < (int)size) {
@@ -486,7 +487,7 @@ static int base_directory(const struct description *d, char *path, size_t size,
         return fail(SNAPSHOT_VM_E_SYSTEM, "\"%s\" is too long for a socket: "
                     "set SNAPSHOT_VM_DIR to a shorter directory", path);
     }
-    return ret || !make ? ret : make_directory(path);
+    return ret || (!make && access(path, F_OK)) ? ret : make_directory(path);
 }
 
 static void instance_path(const char *directory, const char *name, char *path,
@@ -1692,6 +1693,10 @@ int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result)
             }
             vm->running = 0;
             set_result(vm, result, &m);
+            if (result->result > SNAPSHOT_RESULT_INVALID) {
+                return fail(SNAPSHOT_VM_E_PROTOCOL, "QEMU sends result %u, "
+                            "which is none", (unsigned)result->result);
+            }
             return result->result;
         case SNAPSHOT_MSG_ENDED:
             vm->running = 0;
