@@ -11,16 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MAP_SIZE 65536
-
 static unsigned char *map;
-static unsigned previous;
-
-#define EDGE(n)                                                         \
-    do {                                                                \
-        map[((n) ^ previous) % MAP_SIZE]++;                             \
-        previous = (n) >> 1;                                            \
-    } while (0)
 
 #include "fuzz-target.h"
 

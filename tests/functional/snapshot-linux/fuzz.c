@@ -13,16 +13,7 @@
 
 #include "snapshot.h"
 
-#define MAP_SIZE    65536
-
 static unsigned char *map;
-static unsigned previous;
-
-#define EDGE(n)                                                         \
-    do {                                                                \
-        map[((n) ^ previous) % MAP_SIZE]++;                             \
-        previous = (n) >> 1;                                            \
-    } while (0)
 
 #include "../snapshot/fuzz-target.h"
 

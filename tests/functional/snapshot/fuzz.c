@@ -8,30 +8,11 @@
 
 #include "guest.h"
 
-#define MAP_SIZE    65536
-
 static uint8_t *const input = (uint8_t *)0x400000;
 static uint8_t *const map = (uint8_t *)0x600000;
 static char *const text = (char *)0x700000;
-static unsigned previous;
-
-/* As AFL counts */
-#define EDGE(n)                                                         \
-    do {                                                                \
-        map[((n) ^ previous) % MAP_SIZE]++;                             \
-        previous = (n) >> 1;                                            \
-    } while (0)
 
 #include "fuzz-target.h"
-
-static void region(unsigned which, const void *address, uint32_t length)
-{
-    snapshot_write(SNAPSHOT_REG_REGION, which);
-    snapshot_write(SNAPSHOT_REG_ADDRESS, (uintptr_t)address);
-    snapshot_write(SNAPSHOT_REG_ADDRESS + 4, 0);
-    snapshot_write(SNAPSHOT_REG_LENGTH, length);
-    snapshot_write(SNAPSHOT_REG_LENGTH + 4, 0);
-}
 
 static void done(uint32_t result, const char *words)
 {
@@ -110,9 +91,9 @@ CASE(fuzz)
     memset(input, 0, option("size", MAP_SIZE));
     memset(map, 0, MAP_SIZE);
     memset(text, 0, PAGE_SIZE);
-    region(SNAPSHOT_REGION_INPUT, input, option("size", MAP_SIZE));
-    region(SNAPSHOT_REGION_COVERAGE, map, MAP_SIZE);
-    region(SNAPSHOT_REGION_TEXT, text, PAGE_SIZE);
+    snapshot_region(SNAPSHOT_REGION_INPUT, input, option("size", MAP_SIZE));
+    snapshot_region(SNAPSHOT_REGION_COVERAGE, map, MAP_SIZE);
+    snapshot_region(SNAPSHOT_REGION_TEXT, text, PAGE_SIZE);
     snapshot_write(SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_READY);
     check(snapshot_read(SNAPSHOT_REG_STATUS) == SNAPSHOT_STATUS_RUN,
           "READY: status %x", snapshot_read(SNAPSHOT_REG_STATUS));

@@ -245,6 +245,9 @@ static inline void snapshot_select(unsigned slot)
     snapshot_write(SNAPSHOT_REG_SLOT, slot);
 }
 
+/* Tell the device of a region of RAM for runs: SNAPSHOT_REGION_*. */
+void snapshot_region(unsigned which, const void *address, uint32_t length);
+
 /* The word that crosses restores */
 static inline void carry(uint32_t v)
 {

@@ -240,6 +240,15 @@ uint64_t snapshot_read64(unsigned reg)
     return snapshot_read(reg) | (uint64_t)snapshot_read(reg + 4) << 32;
 }
 
+void snapshot_region(unsigned which, const void *address, uint32_t length)
+{
+    snapshot_write(SNAPSHOT_REG_REGION, which);
+    snapshot_write(SNAPSHOT_REG_ADDRESS, (uintptr_t)address);
+    snapshot_write(SNAPSHOT_REG_ADDRESS + 4, 0);
+    snapshot_write(SNAPSHOT_REG_LENGTH, length);
+    snapshot_write(SNAPSHOT_REG_LENGTH + 4, 0);
+}
+
 unsigned snapshot_save(void)
 {
     uint32_t status, restores;

@@ -17,15 +17,6 @@ static uint8_t *const coverage = (void *)0xd0040;
 static char *const text = (void *)0x910ff0;
 static unsigned runs;           /* goes back, so that it is 1 in each run */
 
-static void region(unsigned n, void *address, uint32_t length)
-{
-    snapshot_write(SNAPSHOT_REG_REGION, n);
-    snapshot_write(SNAPSHOT_REG_ADDRESS, (uintptr_t)address);
-    snapshot_write(SNAPSHOT_REG_ADDRESS + 4, 0);
-    snapshot_write(SNAPSHOT_REG_LENGTH, length);
-    snapshot_write(SNAPSHOT_REG_LENGTH + 4, 0);
-}
-
 static uint32_t command(uint32_t what)
 {
     uint32_t status;
@@ -65,7 +56,7 @@ static void noreturn triple_fault(void)
 static void lie(void)
 {
     for (unsigned i = 0; i < SNAPSHOT_REGIONS + 2; i++) {
-        region(i, (void *)0xfffff000, 0xffffffff);
+        snapshot_region(i, (void *)0xfffff000, 0xffffffff);
     }
     snapshot_write(SNAPSHOT_REG_REGION, 0xffffffff);
     snapshot_write(SNAPSHOT_REG_SLOT, 0x12345678);
@@ -186,9 +177,9 @@ CASE(run)
     memset(coverage, 0, COVERAGE_SIZE);
     memset(text, 0, TEXT_SIZE);
     for (;;) {
-        region(SNAPSHOT_REGION_INPUT, input, INPUT_SIZE);
-        region(SNAPSHOT_REGION_COVERAGE, coverage, COVERAGE_SIZE);
-        region(SNAPSHOT_REGION_TEXT, text, TEXT_SIZE);
+        snapshot_region(SNAPSHOT_REGION_INPUT, input, INPUT_SIZE);
+        snapshot_region(SNAPSHOT_REGION_COVERAGE, coverage, COVERAGE_SIZE);
+        snapshot_region(SNAPSHOT_REGION_TEXT, text, TEXT_SIZE);
         one_run();
     }
 }
