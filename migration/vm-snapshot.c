@@ -345,13 +345,29 @@ void vm_snapshot_start_clocks(void)
     }
 }
 
+/* Returns: false, with the machine as it was unless @half_done is set */
+static bool vm_snapshot_load_in_place(VMSnapshot *s, unsigned n,
+                                      bool *half_done)
+{
+    VMSnapshotSlot *slot = &s->slots[n];
+
+    slot->way = qemu_device_state_choose(slot->devices);
+    if (slot->way == DEVICE_STATE_IN_PLACE) {
+        *half_done = !vm_snapshot_load_way(s, n, NULL);
+        return !*half_done;
+    }
+    if (slot->way == DEVICE_STATE_RESET_DEVICES) {
+        qemu_device_state_unchoose(slot->devices);
+    }
+    return false;
+}
+
 bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
                                  CPUState *self, bool *half_done)
 {
     int64_t t_stop = get_clock(), t_load, t_start;
-    VMSnapshotSlot *slot = &s->slots[n];
     CPUState *cpu;
-    bool ok = false;
+    bool ok;
 
     if (vm_snapshot_prepare(s, n, NULL)) {
         return false;
@@ -359,13 +375,7 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
     vm_snapshot_stop_clocks();
     t_load = get_clock();
     s->last_pages = 0;
-    slot->way = qemu_device_state_choose(slot->devices);
-    if (slot->way == DEVICE_STATE_IN_PLACE) {
-        ok = vm_snapshot_load_way(s, n, NULL);
-        *half_done = !ok;
-    } else if (slot->way == DEVICE_STATE_RESET_DEVICES) {
-        qemu_device_state_unchoose(slot->devices);
-    }
+    ok = vm_snapshot_load_in_place(s, n, half_done);
     t_start = get_clock();
     if (ok) {
         s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, n, 0);
@@ -391,18 +401,11 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
 
 bool vm_snapshot_restore_parked(VMSnapshot *s, unsigned n)
 {
-    VMSnapshotSlot *slot = &s->slots[n];
+    bool half_done = false;
 
-    if (!vm_snapshot_may_load_in_place(s) || vm_snapshot_needs_drain() ||
-        vm_snapshot_prepare(s, n, NULL)) {
-        return false;
-    }
-    slot->way = qemu_device_state_choose(slot->devices);
-    if (slot->way == DEVICE_STATE_RESET_DEVICES) {
-        qemu_device_state_unchoose(slot->devices);
-    }
-    return slot->way == DEVICE_STATE_IN_PLACE &&
-        vm_snapshot_load_way(s, n, NULL);
+    return vm_snapshot_may_load_in_place(s) && !vm_snapshot_needs_drain() &&
+        !vm_snapshot_prepare(s, n, NULL) &&
+        vm_snapshot_load_in_place(s, n, &half_done);
 }
 
 void vm_snapshot_discard(VMSnapshot *s, unsigned n)
