@@ -12,6 +12,7 @@
 #include "hw/misc/snapshot-regs.h"
 #include "hw/pci/pci_device.h"
 #include "migration/vm-snapshot.h"
+#include "qemu/event_notifier.h"
 #include "system/hostmem.h"
 #include "system/runstate.h"
 
@@ -73,10 +74,20 @@ typedef struct SnapshotRun {
     bool connected;
     bool attached;              /* has said HELLO */
     bool told_ready;
-    bool pending;               /* @in is a RUN that waits for WAITING */
+    bool pending;               /* @next waits for WAITING */
     bool broken;                /* @bh shall close the connection */
+    struct snapshot_message next;       /* the RUN that comes next */
     unsigned in_len;
-    struct snapshot_message in;
+    struct snapshot_message in;         /* its part that has come yet */
+
+    /* The socket that the host may have given, on which a vCPU waits */
+    int socket;                 /* -1: none */
+    int orphan;                 /* one that has to be closed; -1: none */
+    bool polling;
+    bool cancel_next;           /* if it has @cancel_id */
+    uint32_t cancel_id;
+    EventNotifier kick;         /* ends that */
+    uint64_t untouched;         /* bql_times_locked(), if nobody has come */
 } SnapshotRun;
 
 struct SnapshotState {

@@ -14,6 +14,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <poll.h>
 #include "qemu/bswap.h"
 #include "qemu/error-report.h"
 #include "qemu/log.h"
@@ -25,10 +26,13 @@
 #include "exec/address-spaces.h"
 #include "exec/target_page.h"
 #include "exec/tcg-coverage.h"
+#include "hw/boards.h"
 #include "hw/core/cpu.h"
 #include "system/cpus.h"
 #include "system/hw_accel.h"
+#include "system/kvm.h"
 #include "system/runstate.h"
+#include "system/tcg.h"
 #include "snapshot-int.h"
 #include "trace.h"
 
@@ -196,16 +200,28 @@ static bool snapshot_run_resolve(SnapshotState *s)
  * Messages
  */
 
+static void snapshot_set_broken(SnapshotRun *run)
+{
+    run->broken = true;
+    qemu_bh_schedule(run->bh);
+}
+
 /* Called on any thread.  The protocol lets a socket's buffer never be full. */
 static void snapshot_send(SnapshotState *s, const struct snapshot_message *m)
 {
     SnapshotRun *run = &s->run;
+    ssize_t n;
 
-    if (run->connected && !run->broken &&
-        qemu_chr_fe_write(&s->control, (const uint8_t *)m, sizeof(*m)) !=
-        sizeof(*m)) {
-        run->broken = true;
-        qemu_bh_schedule(run->bh);
+    if (!run->connected || run->broken) {
+        return;
+    }
+    if (run->socket >= 0) {
+        n = send(run->socket, m, sizeof(*m), MSG_DONTWAIT | MSG_NOSIGNAL);
+    } else {
+        n = qemu_chr_fe_write(&s->control, (const uint8_t *)m, sizeof(*m));
+    }
+    if (n != sizeof(*m)) {
+        snapshot_set_broken(run);
     }
 }
 
@@ -219,9 +235,9 @@ static void snapshot_refuse(SnapshotState *s, uint32_t id, uint32_t reason)
 
     trace_snapshot_run_refused(id, reason);
     snapshot_send(s, &m);
-    if (reason <= SNAPSHOT_REFUSED_VERSION) {
-        s->run.broken = true;
-        qemu_bh_schedule(s->run.bh);
+    if (reason <= SNAPSHOT_REFUSED_VERSION ||
+        reason == SNAPSHOT_REFUSED_SOCKET) {
+        snapshot_set_broken(&s->run);
     }
 }
 
@@ -231,6 +247,17 @@ static struct snapshot_area snapshot_area_le(struct snapshot_area a)
         .offset = cpu_to_le64(a.offset),
         .size = cpu_to_le64(a.size),
     };
+}
+
+/* What a host has sent before it was told of READY is for an earlier one. */
+static void snapshot_refuse_early(SnapshotState *s)
+{
+    struct snapshot_message m;
+
+    while (s->run.socket >= 0 && !s->run.broken &&
+           recv(s->run.socket, &m, sizeof(m), MSG_DONTWAIT) == sizeof(m)) {
+        snapshot_refuse(s, le32_to_cpu(m.id), SNAPSHOT_REFUSED_NOT_READY);
+    }
 }
 
 static void snapshot_tell_ready(SnapshotState *s)
@@ -247,6 +274,7 @@ static void snapshot_tell_ready(SnapshotState *s)
     };
 
     if (run->attached && !run->told_ready) {
+        snapshot_refuse_early(s);
         run->told_ready = true;
         snapshot_send(s, &m);
     }
@@ -432,17 +460,17 @@ static void snapshot_guest_end_again(SnapshotRun *run)
 static void snapshot_run_begin(SnapshotState *s)
 {
     SnapshotRun *run = &s->run;
-    uint64_t host_ns = le64_to_cpu(run->in.run.host_ns);
-    uint64_t guest_ns = le64_to_cpu(run->in.run.guest_ns);
+    uint64_t host_ns = le64_to_cpu(run->next.run.host_ns);
+    uint64_t guest_ns = le64_to_cpu(run->next.run.guest_ns);
     const struct snapshot_area *input = &run->areas[SNAPSHOT_REGION_INPUT];
     const SnapshotRegion *r = &run->regions[SNAPSHOT_REGION_INPUT];
 
     run->pending = false;
     run->wanted = true;
-    run->id = le32_to_cpu(run->in.id);
+    run->id = le32_to_cpu(run->next.id);
     run->cause = NO_CAUSE;
     run->swallowed = SHUTDOWN_CAUSE_NONE;
-    s->input_length = le64_to_cpu(run->in.run.length);
+    s->input_length = le64_to_cpu(run->next.run.length);
     s->status = SNAPSHOT_STATUS_RUN;
     snapshot_region_rw(r, run->channel + input->offset, s->input_length, true);
 
@@ -471,10 +499,14 @@ static void snapshot_run_begin(SnapshotState *s)
             run->host_left = host_ns;
         }
     }
-    run->stopped = le32_to_cpu(run->in.run.flags) & SNAPSHOT_RUN_STOPPED;
+    run->stopped = le32_to_cpu(run->next.run.flags) & SNAPSHOT_RUN_STOPPED;
     if (run->stopped) {
         vm_stop(RUN_STATE_PAUSED);
     }
+    if (run->cancel_next && run->cancel_id == run->id) {
+        snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
+    }
+    run->cancel_next = false;
     vm_snapshot_unpark(s->engine);
     resume_all_vcpus();
 }
@@ -485,11 +517,16 @@ static void snapshot_run_wait(SnapshotState *s)
     snapshot_run_set_state(&s->run, SNAPSHOT_RUN_WAITING);
     timer_del(s->run.retry_timer);
     s->run.give_up = 0;
+    /* The main loop may go on to do something else. */
+    s->run.untouched = qemu_in_vcpu_thread() ? bql_times_locked() : 0;
     vm_snapshot_park(s->engine);
     snapshot_tell_ready(s);
     if (s->run.pending) {
         /* Not here: the restore is not over. */
         qemu_bh_schedule(s->run.bh);
+    } else if (s->run.socket >= 0 && !qemu_in_vcpu_thread()) {
+        /* Its wait is for the socket now. */
+        qemu_cpu_kick(first_cpu);
     }
 }
 
@@ -512,7 +549,7 @@ void snapshot_run_reset(SnapshotState *s, uint32_t reason)
     snapshot_tell_ended(s, reason);
     if (run->pending) {
         run->pending = false;
-        snapshot_refuse(s, le32_to_cpu(run->in.id),
+        snapshot_refuse(s, le32_to_cpu(run->next.id),
                         SNAPSHOT_REFUSED_NOT_READY);
         qemu_chr_fe_accept_input(&s->control);
     }
@@ -734,6 +771,52 @@ static void snapshot_run_bh(void *opaque)
  * The host
  */
 
+/*
+ * With a socket for RUN, the thread of the first vCPU, which has nothing else to
+ * do while the guest waits, waits for it: that the main loop is told of it and
+ * tells the vCPU would take as long as a short run.
+ */
+static bool snapshot_run_on_vcpu(void)
+{
+    return tcg_enabled() ||
+        (kvm_enabled() && current_machine->smp.max_cpus == 1);
+}
+
+/* A vCPU may be waiting for it. */
+static void snapshot_close_socket(SnapshotRun *run)
+{
+    int fd = run->socket;
+
+    run->socket = -1;
+    if (fd >= 0 && run->polling && run->orphan < 0) {
+        run->orphan = fd;
+        event_notifier_set(&run->kick);
+    } else if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* Take the socket that came with HELLO, if any; any other file is none. */
+static bool snapshot_take_socket(SnapshotState *s)
+{
+    int fd = qemu_chr_fe_get_msgfd(&s->control), type = 0, domain = 0;
+    socklen_t len = sizeof(int);
+
+    if (fd < 0) {
+        return true;
+    }
+    if (!snapshot_run_on_vcpu() ||
+        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) ||
+        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) ||
+        domain != AF_UNIX || type != SOCK_SEQPACKET) {
+        close(fd);
+        return false;
+    }
+    s->run.socket = fd;
+    qemu_cpu_kick(first_cpu);
+    return true;
+}
+
 static void snapshot_hello(SnapshotState *s)
 {
     SnapshotRun *run = &s->run;
@@ -743,6 +826,8 @@ static void snapshot_hello(SnapshotState *s)
     } else if (le32_to_cpu(run->in.hello.version) !=
                SNAPSHOT_CONTROL_VERSION) {
         snapshot_refuse(s, 0, SNAPSHOT_REFUSED_VERSION);
+    } else if (!snapshot_take_socket(s)) {
+        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_SOCKET);
     } else {
         run->attached = true;
         if (run->state == SNAPSHOT_RUN_WAITING) {
@@ -751,27 +836,53 @@ static void snapshot_hello(SnapshotState *s)
     }
 }
 
-static void snapshot_asked_for_run(SnapshotState *s)
+/*
+ * Has nobody come, and changed something, since the machine was put back?  KVM's
+ * devices are in the kernel.
+ */
+static bool snapshot_run_is_untouched(const SnapshotRun *run)
+{
+    return tcg_enabled() && run->untouched == bql_times_locked();
+}
+
+/* Begin a run now, or leave to the main loop what it has to do before. */
+static void snapshot_prepare_run(SnapshotState *s)
 {
     SnapshotRun *run = &s->run;
-    uint32_t id = le32_to_cpu(run->in.id);
+    bool stopped = le32_to_cpu(run->next.run.flags) & SNAPSHOT_RUN_STOPPED;
+
+    if (run->state == SNAPSHOT_RUN_ENDING) {
+        run->pending = true;
+    } else if (!snapshot_run_is_untouched(run) &&
+               !vm_snapshot_put_back_parked(s->engine, run->slot)) {
+        run->pending = true;
+        snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
+        timer_mod(run->retry_timer, get_clock());
+    } else if (stopped && qemu_in_vcpu_thread()) {
+        run->pending = true;
+        qemu_bh_schedule(run->bh);
+    } else {
+        snapshot_run_begin(s);
+    }
+}
+
+static void snapshot_asked_for_run(SnapshotState *s,
+                                   const struct snapshot_message *m)
+{
+    SnapshotRun *run = &s->run;
+    uint32_t id = le32_to_cpu(m->id), flags = le32_to_cpu(m->run.flags);
 
     if (!run->told_ready || (run->state != SNAPSHOT_RUN_WAITING &&
                              run->state != SNAPSHOT_RUN_ENDING)) {
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_NOT_READY);
-    } else if (le64_to_cpu(run->in.run.length) >
+    } else if (le64_to_cpu(m->run.length) >
                run->areas[SNAPSHOT_REGION_INPUT].size) {
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_LENGTH);
-    } else if (le32_to_cpu(run->in.run.flags) & ~SNAPSHOT_RUN_STOPPED) {
+    } else if (flags & ~SNAPSHOT_RUN_STOPPED) {
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_FLAGS);
-    } else if (run->state == SNAPSHOT_RUN_ENDING) {
-        run->pending = true;
-    } else if (vm_snapshot_put_back_parked(s->engine, run->slot)) {
-        snapshot_run_begin(s);
     } else {
-        run->pending = true;
-        snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
-        snapshot_run_put_back(s);
+        run->next = *m;
+        snapshot_prepare_run(s);
     }
 }
 
@@ -787,12 +898,16 @@ static void snapshot_message(SnapshotState *s)
             snapshot_refuse(s, 0, SNAPSHOT_REFUSED_HELLO);
         }
     } else if (type == SNAPSHOT_MSG_RUN) {
-        snapshot_asked_for_run(s);
+        snapshot_asked_for_run(s, &run->in);
     } else if (type != SNAPSHOT_MSG_CANCEL) {
         snapshot_refuse(s, le32_to_cpu(run->in.id), SNAPSHOT_REFUSED_TYPE);
     } else if (run->state == SNAPSHOT_RUN_RUNNING &&
                le32_to_cpu(run->in.id) == run->id) {
         snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
+    } else if (run->socket >= 0) {
+        /* Its RUN may not have been read from there yet. */
+        run->cancel_next = true;
+        run->cancel_id = le32_to_cpu(run->in.id);
     }
 }
 
@@ -817,6 +932,68 @@ static void snapshot_read_control(void *opaque, const uint8_t *buf, int len)
     }
 }
 
+static bool snapshot_wait_for_run(void *opaque, CPUState *cpu)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+    struct snapshot_message m;
+    struct pollfd fds[2];
+    ssize_t n;
+
+    if (run->socket < 0 || cpu != first_cpu || run->broken || run->pending ||
+        run->state != SNAPSHOT_RUN_WAITING) {
+        return false;
+    }
+    n = recv(run->socket, &m, sizeof(m), MSG_DONTWAIT | MSG_TRUNC);
+    if (n == sizeof(m) && le32_to_cpu(m.type) == SNAPSHOT_MSG_RUN) {
+        snapshot_asked_for_run(s, &m);
+        return true;
+    }
+    if (n > 0) {
+        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_TYPE);
+        return true;
+    }
+    if (!n || (errno != EAGAIN && errno != EINTR)) {
+        snapshot_set_broken(run);
+        return true;
+    }
+
+    fds[0] = (struct pollfd) { .fd = run->socket, .events = POLLIN };
+    fds[1] = (struct pollfd) { .fd = event_notifier_get_fd(&run->kick),
+                               .events = POLLIN };
+    /* Pairs with snapshot_kick(): what it is about, or the kick, is seen. */
+    qatomic_set(&run->polling, true);
+    smp_mb();
+    if (cpu_thread_is_idle(cpu)) {
+        bql_unlock();
+        poll(fds, 2, -1);
+        bql_lock();
+        run->untouched++;
+    }
+    run->polling = false;
+    event_notifier_test_and_clear(&run->kick);
+    if (run->orphan >= 0) {
+        close(run->orphan);
+        run->orphan = -1;
+    }
+    return true;
+}
+
+static void snapshot_kick(void *opaque, CPUState *cpu)
+{
+    SnapshotState *s = opaque;
+
+    smp_mb();
+    if (qatomic_read(&s->run.polling)) {
+        event_notifier_set(&s->run.kick);
+    }
+}
+
+static const CPUWaitOps snapshot_wait_ops = {
+    .wait = snapshot_wait_for_run,
+    .kick = snapshot_kick,
+};
+
 static void snapshot_control_event(void *opaque, QEMUChrEvent event)
 {
     SnapshotState *s = opaque;
@@ -830,13 +1007,20 @@ static void snapshot_control_event(void *opaque, QEMUChrEvent event)
         },
     };
 
+    if (qemu_chr_has_feature(qemu_chr_fe_get_driver(&s->control),
+                             QEMU_CHAR_FEATURE_FD_PASS) &&
+        snapshot_run_on_vcpu()) {
+        m.hello.flags = cpu_to_le32(SNAPSHOT_HELLO_SOCKET);
+    }
+
     if (event != CHR_EVENT_OPENED && event != CHR_EVENT_CLOSED) {
         return;
     }
     run->connected = event == CHR_EVENT_OPENED;
     run->attached = run->told_ready = run->pending = run->broken = false;
-    run->wanted = false;
+    run->wanted = run->cancel_next = false;
     run->in_len = 0;
+    snapshot_close_socket(run);
     if (run->state == SNAPSHOT_RUN_RUNNING) {
         /* Nobody waits for its result. */
         snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
@@ -848,6 +1032,7 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
 {
     SnapshotRun *run = &s->run;
     MemoryRegion *mr;
+    int ret;
 
     if (!s->channel) {
         error_setg(errp, "control= needs channel=, a memory backend through "
@@ -879,6 +1064,12 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
     run->channel = memory_region_get_ram_ptr(mr);
     run->channel_size = memory_region_size(mr);
     run->cause = NO_CAUSE;
+    run->socket = run->orphan = -1;
+    ret = event_notifier_init(&run->kick, false);
+    if (ret) {
+        error_setg_errno(errp, -ret, "control= needs an eventfd");
+        return false;
+    }
     run->host_deadline = INT64_MAX;
     run->host_timer = timer_new_ns(QEMU_CLOCK_REALTIME, snapshot_host_timer,
                                    run);
@@ -890,6 +1081,7 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
     run->bh = aio_bh_new(iohandler_get_aio_context(), snapshot_run_bh, s);
     run->vm_state = qemu_add_vm_change_state_handler(snapshot_vm_state, s);
     qemu_set_guest_end_handler(snapshot_guest_end, s);
+    qemu_set_cpu_wait(&snapshot_wait_ops, s);
     qemu_chr_fe_set_handlers(&s->control, snapshot_can_read,
                              snapshot_read_control, snapshot_control_event,
                              NULL, s, NULL, true);
@@ -906,6 +1098,9 @@ void snapshot_run_exit(SnapshotState *s)
     }
     qemu_chr_fe_deinit(&s->control, false);
     qemu_set_guest_end_handler(NULL, NULL);
+    qemu_set_cpu_wait(NULL, NULL);
+    snapshot_close_socket(run);
+    event_notifier_cleanup(&run->kick);
     qemu_del_vm_change_state_handler(run->vm_state);
     timer_free(run->host_timer);
     timer_free(run->guest_timer);

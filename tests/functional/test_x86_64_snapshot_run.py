@@ -4,6 +4,7 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import socket
 import subprocess
 import time
 
@@ -14,8 +15,11 @@ from snapshot.storm import Machine
 MS = 1000 * 1000
 
 
-class Run(Machine):
+class Runs(Machine):
     """What the tests share: a guest whose input says what it does"""
+
+    FAST = False
+    ACCEL = 'tcg'
 
     def start_runs(self, *args, device='', machine='pc', size='128K',
                    **options):
@@ -26,11 +30,11 @@ class Run(Machine):
                    f'size={size},mem-path={self.channel}',
                    '-chardev', f'socket,id=control,path={self.path},'
                    'server=on,wait=off', '-device', 'pvpanic', *args,
-                   machine=machine, case='run', **options)
+                   machine=machine, accel=self.ACCEL, case='run', **options)
         self.host = self.attach()
 
     def attach(self, **options):
-        host = control.Control(self.path, self.channel,
+        host = control.Control(self.path, self.channel, fast=self.FAST,
                                timeout=self.DEADLINE, **options)
         self.addCleanup(host.close)
         if options.get('hello', True):
@@ -53,6 +57,33 @@ class Run(Machine):
             self.assertEqual(coverage[0x100 + byte],
                              data.count(bytes((byte,))) % 256)
         self.assertEqual(sum(coverage[0x100:0x200]), len(data))
+
+    def assert_closed(self, host, reason=None):
+        if reason:
+            self.assertEqual(host.refusal(), reason)
+        self.assertRaises(control.Closed, host.receive)
+        host.close()
+
+    def begin_and_hang(self):
+        """The guest has read its STATUS, which the user can change."""
+        before = self.console.read_text().count('hangs')
+        self.host.begin(b'y')
+        self.wait_said('hangs', before)
+
+    def wait_said(self, word, before=0):
+        for _ in range(100 * self.DEADLINE):
+            if self.console.read_text().count(word) > before:
+                return
+            time.sleep(0.01)
+        self.fail(f'the guest does not say {word}')
+
+    def wait_event(self, name):
+        event = self.vm.event_wait(name, timeout=self.DEADLINE)
+        self.assertIsNotNone(event, name)
+
+
+class Run(Runs):
+    """All that goes through the control socket"""
 
     def test_data(self):
         """
@@ -326,6 +357,7 @@ class Run(Machine):
         for magic, version, reason in ((1, 1, 'hello'),
                                        (control.MAGIC, 2, 'version')):
             host = self.attach(hello=False)
+            host.fast = False
             host.hello(magic, version)
             self.assertEqual(host.refusal(), reason)
             self.assertRaises(control.Closed, host.receive)
@@ -437,23 +469,6 @@ class Run(Machine):
             self.assertEqual(self.host.area('coverage')[8], 0)
             self.assertEqual(self.query()['mismatched'], 0)
 
-    def begin_and_hang(self):
-        """The guest has read its STATUS, which the user can change."""
-        before = self.console.read_text().count('hangs')
-        self.host.begin(b'y')
-        self.wait_said('hangs', before)
-
-    def wait_said(self, word, before=0):
-        for _ in range(100 * self.DEADLINE):
-            if self.console.read_text().count(word) > before:
-                return
-            time.sleep(0.01)
-        self.fail(f'the guest does not say {word}')
-
-    def wait_event(self, name):
-        event = self.vm.event_wait(name, timeout=self.DEADLINE)
-        self.assertIsNotNone(event, name)
-
     def test_processors(self):
         """Two vCPUs stop and go back together."""
         self.start_runs(cpus=2)
@@ -480,6 +495,74 @@ class Run(Machine):
                     self.assertLess(pm_timer / 3579545, 0.5)
             self.host.begin(bytes((ord('w'), 50)))
             self.assertGreater(self.host.result()[4], 50 * MS)
+
+
+class FastRun(Run):
+    """The same, with a socket on which a vCPU waits"""
+
+    FAST = True
+
+    def test_socket(self):
+        """
+        Catches a file that is taken for a socket, a message of another size,
+        a RUN that a host has sent before it knew of READY, and a vCPU that
+        waits for a host that has gone.
+        """
+        self.start_runs()
+        self.assert_run()
+        self.host.close()
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with open(self.channel, 'rb') as file, pair[0], pair[1]:
+            for fd in file.fileno(), pair[0].fileno():
+                host = self.attach(hello=False)
+                host.expect(control.HELLO)
+                host.send_file(fd)
+                self.assert_closed(host, 'socket')
+        run = control.pack(control.RUN, 7, 'Q', 1)
+        for message in run[:-1], run + b'x', b'x', \
+                control.pack(control.CANCEL, 0):
+            host = self.attach()
+            host.socket.sendall(message)
+            self.assert_closed(host, 'type')
+        host = self.attach(hello=False)
+        host.expect(control.HELLO)
+        host.send_socket(first=run)
+        self.assertEqual(host.refusal(), 'not ready')
+        host.wait_ready()
+        host.socket.close()
+        host.socket = host.control
+        self.assert_closed(host)
+        self.host = self.attach()
+        self.assert_run()
+        self.assert_state('running')
+
+    def test_monitor(self):
+        """
+        The user asks for what only the vCPU's thread can tell, as it waits.
+        Catches one that does not hear of it.
+        """
+        for args in (), ('-icount', 'shift=3'):
+            if args and self.ACCEL != 'tcg':
+                continue
+            self.start_runs(*args)
+            for _ in range(200):
+                self.assert_run()
+                for command in ('info registers',
+                                'mce 0 1 0x8000000000000000 0 0 0'):
+                    self.vm.cmd('human-monitor-command',
+                                command_line=command)
+
+
+class KvmRun(Runs):
+    """What is another thing with KVM: the wait of its only vCPU"""
+
+    FAST = True
+    ACCEL = 'kvm'
+
+    test_cancel = Run.test_cancel
+    test_hosts = Run.test_hosts
+    test_socket = FastRun.test_socket
+    test_monitor = FastRun.test_monitor
 
 
 del Machine
