@@ -128,10 +128,10 @@ int snapshot_vm_error_code(void)
     return last_code;
 }
 
-static int fail(int error, const char *format, ...)
+static int vm_fail(int error, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-static int fail(int error, const char *format, ...)
+static int vm_fail(int error, const char *format, ...)
 {
     va_list ap;
 
@@ -142,13 +142,13 @@ static int fail(int error, const char *format, ...)
     return -error;
 }
 
-static int fail_system(const char *what, const char *path)
+static int vm_fail_system(const char *what, const char *path)
 {
-    return fail(SNAPSHOT_VM_E_SYSTEM, "%s %s: %s", what, path,
-                strerror(errno));
+    return vm_fail(SNAPSHOT_VM_E_SYSTEM, "%s %s: %s", what, path,
+                   strerror(errno));
 }
 
-static uint64_t now_ms(void)
+static uint64_t vm_now_ms(void)
 {
     struct timespec t;
 
@@ -156,7 +156,7 @@ static uint64_t now_ms(void)
     return t.tv_sec * 1000ull + t.tv_nsec / 1000000;
 }
 
-static void sleep_ms(unsigned ms)
+static void vm_sleep_ms(unsigned ms)
 {
     struct timespec t = { ms / 1000, ms % 1000 * 1000000l };
 
@@ -197,7 +197,7 @@ const char *snapshot_vm_cause_name(uint32_t cause)
 
 /* ------------------------------------------------------------ description */
 
-static uint64_t hash_bytes(uint64_t hash, const void *data, size_t len)
+static uint64_t vm_hash(uint64_t hash, const void *data, size_t len)
 {
     const unsigned char *p = data;
 
@@ -333,22 +333,22 @@ static int parse_line(struct description *d, char *line, unsigned number)
     }
     value = strchr(line, '=');
     if (!value) {
-        return fail(SNAPSHOT_VM_E_DESCRIPTION, "%s:%u: \"%s\" is neither an "
-                    "option of QEMU's, such as \"-m 512M\", nor \"key = "
-                    "value\"", d->path, number, line);
+        return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s:%u: \"%s\" is neither an "
+                       "option of QEMU's, such as \"-m 512M\", nor \"key = "
+                       "value\"", d->path, number, line);
     }
     *value = 0;
     line = trim(line);
     value = trim(value + 1);
     wanted = parse_key(d, line, value);
     if (wanted) {
-        return fail(SNAPSHOT_VM_E_DESCRIPTION, "%s:%u: \"%s = %s\": must be "
-                    "%s", d->path, number, line, value, wanted);
+        return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s:%u: \"%s = %s\": must be "
+                       "%s", d->path, number, line, value, wanted);
     }
     return 0;
 }
 
-static void description_free(struct description *d)
+static void vm_description_free(struct description *d)
 {
     free(d->path);
     free(d->text);
@@ -361,23 +361,23 @@ static int read_file(const char *path, char **text, size_t *len)
     struct stat st;
 
     if (!f) {
-        return fail_system("cannot open", path);
+        return vm_fail_system("cannot open", path);
     }
     if (fstat(fileno(f), &st) < 0 || !S_ISREG(st.st_mode)) {
         fclose(f);
-        return fail(SNAPSHOT_VM_E_DESCRIPTION, "%s is not a file", path);
+        return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s is not a file", path);
     }
     *text = calloc(1, st.st_size + 1);
     if (!*text) {
         fclose(f);
-        return fail_system("cannot read", path);
+        return vm_fail_system("cannot read", path);
     }
     *len = fread(*text, 1, st.st_size, f);
     fclose(f);
     return 0;
 }
 
-static int description_load(struct description *d, const char *path)
+static int vm_description_load(struct description *d, const char *path)
 {
     unsigned number = 0, lines = 1;
     char *line, *next;
@@ -387,22 +387,22 @@ static int description_load(struct description *d, const char *path)
     memset(d, 0, sizeof(*d));
     d->path = realpath(path, NULL);
     if (!d->path) {
-        return fail_system("cannot find", path);
+        return vm_fail_system("cannot find", path);
     }
     ret = read_file(d->path, &d->text, &len);
     if (ret) {
         return ret;
     }
     if (strlen(d->text) != len) {
-        return fail(SNAPSHOT_VM_E_DESCRIPTION, "%s is not a text", d->path);
+        return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s is not a text", d->path);
     }
-    d->hash = hash_bytes(0xcbf29ce484222325ull, d->text, len);
+    d->hash = vm_hash(0xcbf29ce484222325ull, d->text, len);
     for (i = 0; i < len; i++) {
         lines += d->text[i] == '\n';
     }
     d->args = calloc(2 * lines, sizeof(*d->args));
     if (!d->args) {
-        return fail_system("cannot read", d->path);
+        return vm_fail_system("cannot read", d->path);
     }
     d->channel = 2 * 1024 * 1024;
     d->coverage = 64 * 1024;
@@ -423,8 +423,8 @@ static int description_load(struct description *d, const char *path)
     }
     d->boot_ms *= 1000;
     if (!d->qemu) {
-        return fail(SNAPSHOT_VM_E_DESCRIPTION, "%s: no \"qemu = PROGRAM\"",
-                    d->path);
+        return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s: no \"qemu = PROGRAM\"",
+                       d->path);
     }
     return 0;
 }
@@ -432,21 +432,21 @@ static int description_load(struct description *d, const char *path)
 /* ------------------------------------------------------ directories, locks */
 
 /* Make a directory that nobody else can write to. */
-static int make_directory(const char *path)
+static int vm_make_directory(const char *path)
 {
     struct stat st;
 
     if (mkdir(path, 0700) < 0 && errno != EEXIST) {
-        return fail_system("cannot make", path);
+        return vm_fail_system("cannot make", path);
     }
     if (lstat(path, &st) < 0) {
-        return fail_system("cannot look at", path);
+        return vm_fail_system("cannot look at", path);
     }
     if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() ||
         (st.st_mode & 077)) {
-        return fail(SNAPSHOT_VM_E_SYSTEM, "%s is not a directory of this "
-                    "user's alone: remove it, or set SNAPSHOT_VM_DIR to "
-                    "another", path);
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "%s is not a directory of this "
+                       "user's alone: remove it, or set SNAPSHOT_VM_DIR to "
+                       "another", path);
     }
     return 0;
 }
@@ -455,12 +455,12 @@ static int make_directory(const char *path)
  * Where the machines of a description are: on a tmpfs, as the channel is
  * written to at each run.
  */
-static int base_directory(const struct description *d, char *path, size_t size,
-                          bool make)
+static int vm_base_directory(const struct description *d, char *path,
+                             size_t size, bool make)
 {
     const char *env = getenv("SNAPSHOT_VM_DIR");
     const char *runtime = getenv("XDG_RUNTIME_DIR");
-    uint64_t id = hash_bytes(0xcbf29ce484222325ull, d->path, strlen(d->path));
+    uint64_t id = vm_hash(0xcbf29ce484222325ull, d->path, strlen(d->path));
     const char *name = strrchr(d->path, '/') + 1;
     int ret = 0, n;
 
@@ -475,7 +475,7 @@ static int base_directory(const struct description *d, char *path, size_t size,
     }
     /* One that is there may be another user's, who would be trusted. */
     if (n < (int)size && (make || !access(path, F_OK))) {
-        ret = make_directory(path);
+        ret = vm_make_directory(path);
     }
     if (!ret && n < (int)size) {
         n += snprintf(path + n, size - n, "/%.16s-%08x", name,
@@ -484,13 +484,13 @@ static int base_directory(const struct description *d, char *path, size_t size,
     /* The sockets' names must fit as well. */
     if (n + sizeof("/1023/control") > sizeof(((struct sockaddr_un *)0)
                                              ->sun_path)) {
-        return fail(SNAPSHOT_VM_E_SYSTEM, "\"%s\" is too long for a socket: "
-                    "set SNAPSHOT_VM_DIR to a shorter directory", path);
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "\"%s\" is too long for a socket: "
+                       "set SNAPSHOT_VM_DIR to a shorter directory", path);
     }
-    return ret || (!make && access(path, F_OK)) ? ret : make_directory(path);
+    return ret || (!make && access(path, F_OK)) ? ret : vm_make_directory(path);
 }
 
-static void instance_path(const char *directory, const char *name, char *path,
+static void vm_path(const char *directory, const char *name, char *path,
                           size_t size)
 {
     snprintf(path, size, "%s/%s", directory, name);
@@ -502,14 +502,14 @@ static struct flock lock_of(short type)
 }
 
 /* Is the file locked?  A file that is not there is not. */
-static bool is_locked(const char *directory, const char *name)
+static bool vm_is_locked(const char *directory, const char *name)
 {
     struct flock l = lock_of(F_WRLCK);
     char path[300];
     bool locked;
     int fd;
 
-    instance_path(directory, name, path, sizeof(path));
+    vm_path(directory, name, path, sizeof(path));
     fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0) {
         return false;
@@ -520,16 +520,16 @@ static bool is_locked(const char *directory, const char *name)
 }
 
 /* Returns: the file, locked; a negative error, _E_BUSY if it is */
-static int lock_file(const char *directory, const char *name)
+static int vm_lock_file(const char *directory, const char *name)
 {
     struct flock l = lock_of(F_WRLCK);
     char path[300];
     int fd;
 
-    instance_path(directory, name, path, sizeof(path));
+    vm_path(directory, name, path, sizeof(path));
     fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0) {
-        return fail_system("cannot open", path);
+        return vm_fail_system("cannot open", path);
     }
     if (fcntl(fd, F_OFD_SETLK, &l) < 0) {
         int error = errno;
@@ -537,42 +537,42 @@ static int lock_file(const char *directory, const char *name)
         close(fd);
         errno = error;
         return error == EAGAIN || error == EACCES ?
-            fail(SNAPSHOT_VM_E_BUSY, "%s is locked", path) :
-            fail_system("cannot lock", path);
+            vm_fail(SNAPSHOT_VM_E_BUSY, "%s is locked", path) :
+            vm_fail_system("cannot lock", path);
     }
     return fd;
 }
 
-static void *map_file(const char *directory, const char *name, size_t size,
-                      bool make)
+static void *vm_map_file(const char *directory, const char *name, size_t size,
+                         bool make)
 {
     char path[300];
     struct stat st;
     void *p;
     int fd;
 
-    instance_path(directory, name, path, sizeof(path));
+    vm_path(directory, name, path, sizeof(path));
     fd = open(path, O_RDWR | O_CLOEXEC | (make ? O_CREAT : 0), 0600);
     if (fd < 0) {
-        fail_system("cannot open", path);
+        vm_fail_system("cannot open", path);
         return NULL;
     }
     if (fstat(fd, &st) < 0 ||
         (make && (size_t)st.st_size != size && ftruncate(fd, size) < 0)) {
-        fail_system("cannot make", path);
+        vm_fail_system("cannot make", path);
         close(fd);
         return NULL;
     }
     if (!make && (size_t)st.st_size < size) {
-        fail(SNAPSHOT_VM_E_PROTOCOL, "%s has %zu bytes, not %zu", path,
-             (size_t)st.st_size, size);
+        vm_fail(SNAPSHOT_VM_E_PROTOCOL, "%s has %zu bytes, not %zu", path,
+                (size_t)st.st_size, size);
         close(fd);
         return NULL;
     }
     p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     if (p == MAP_FAILED) {
-        fail_system("cannot map", path);
+        vm_fail_system("cannot map", path);
         return NULL;
     }
     return p;
@@ -591,7 +591,7 @@ static void ring_write(struct ring *r, const char *data, size_t len)
     __atomic_store_n(&r->written, at + len, __ATOMIC_RELEASE);
 }
 
-static size_t ring_read(const struct ring *r, char *buf, size_t size)
+static size_t vm_ring_read(const struct ring *r, char *buf, size_t size)
 {
     uint64_t end = __atomic_load_n(&r->written, __ATOMIC_ACQUIRE);
     uint64_t at = end < RING_SIZE ? 0 : end - RING_SIZE;
@@ -635,7 +635,7 @@ static void close_from(int fd)
 }
 
 /* Let a process run on these CPUs, with all its threads. */
-static void set_affinity(pid_t pid, const cpu_set_t *cpus)
+static void vm_set_affinity(pid_t pid, const cpu_set_t *cpus)
 {
     char path[64];
     struct dirent *e;
@@ -710,8 +710,8 @@ static void watch_end(struct watch *w, int status)
 static void watch_tick(struct watch *w)
 {
     struct state *state = w->vm->state;
-    uint64_t now = now_ms(), idle = w->vm->d.idle_s * 1000;
-    bool used = is_locked(w->vm->directory, "lock");
+    uint64_t now = vm_now_ms(), idle = w->vm->d.idle_s * 1000;
+    bool used = vm_is_locked(w->vm->directory, "lock");
     int status;
 
     if (waitpid(w->qemu, &status, WNOHANG) == w->qemu) {
@@ -723,7 +723,7 @@ static void watch_tick(struct watch *w)
         /* Fuzzers look for a CPU that nothing is bound to. */
         cpu_set_t cpus = all_cpus();
 
-        set_affinity(w->qemu, &cpus);
+        vm_set_affinity(w->qemu, &cpus);
     }
     if (w->quit_at && now > w->quit_at) {
         kill(w->qemu, SIGKILL);
@@ -770,7 +770,7 @@ static void watch(struct watch *w)
  */
 static void become_daemon(struct snapshot_vm *vm, char **argv, int lock)
 {
-    struct watch w = { .vm = vm, .used_at = now_ms() };
+    struct watch w = { .vm = vm, .used_at = vm_now_ms() };
     cpu_set_t cpus = all_cpus();
     int null, out[2], err[2];
     pid_t daemon;
@@ -831,7 +831,7 @@ static void become_daemon(struct snapshot_vm *vm, char **argv, int lock)
 /* The last lines of a ring, into the error's text */
 static void tail(const struct ring *r, char *buf, size_t size)
 {
-    size_t n = ring_read(r, buf, size), lines = 0;
+    size_t n = vm_ring_read(r, buf, size), lines = 0;
     char *p = buf + n;
 
     while (n && isspace(buf[n - 1])) {
@@ -845,45 +845,45 @@ static void tail(const struct ring *r, char *buf, size_t size)
     memmove(buf, p, buf + n - p + 1);
 }
 
-static int fail_with_output(const struct snapshot_vm *vm, int error,
-                            const char *what)
+static int vm_fail_with_output(const struct snapshot_vm *vm, int error,
+                               const char *what)
 {
     char messages[2048], console[3072];
 
     tail(&vm->state->messages, messages, sizeof(messages));
     tail(&vm->state->console, console, sizeof(console));
-    return fail(error, "%s%s%s%s%s", what,
-                *messages ? "\nQEMU wrote:\n" : "", messages,
-                *console ? "\nthe last lines of the guest's console:\n"
+    return vm_fail(error, "%s%s%s%s%s", what,
+                   *messages ? "\nQEMU wrote:\n" : "", messages,
+                   *console ? "\nthe last lines of the guest's console:\n"
                          : "\nthe guest wrote nothing to its console",
-                console);
+                   console);
 }
 
 /* Has QEMU ended, or will at once? */
-static bool has_ended(const struct snapshot_vm *vm, unsigned ms)
+static bool vm_has_ended(const struct snapshot_vm *vm, unsigned ms)
 {
-    uint64_t end = now_ms() + ms;
+    uint64_t end = vm_now_ms() + ms;
 
     while (!__atomic_load_n(&vm->state->ended, __ATOMIC_ACQUIRE)) {
-        if (!is_locked(vm->directory, "daemon")) {
+        if (!vm_is_locked(vm->directory, "daemon")) {
             /* It was killed, and QEMU with it. */
             return true;
         }
-        if (now_ms() >= end) {
+        if (vm_now_ms() >= end) {
             return false;
         }
-        sleep_ms(2);
+        vm_sleep_ms(2);
     }
     return true;
 }
 
-static int fail_ended(const struct snapshot_vm *vm, int error)
+static int vm_fail_ended(const struct snapshot_vm *vm, int error)
 {
     const struct state *state = vm->state;
     char what[128];
 
     if (!state->ended) {
-        return fail(error, "the daemon that looks after QEMU was killed");
+        return vm_fail(error, "the daemon that looks after QEMU was killed");
     }
     if (WIFSIGNALED(state->status)) {
         snprintf(what, sizeof(what), "QEMU was ended by signal %d (%s)",
@@ -892,7 +892,7 @@ static int fail_ended(const struct snapshot_vm *vm, int error)
         snprintf(what, sizeof(what), "QEMU has ended, with exit status %d",
                  WEXITSTATUS(state->status));
     }
-    return fail_with_output(vm, error, what);
+    return vm_fail_with_output(vm, error, what);
 }
 
 /* ${instance} and ${directory} in an argument */
@@ -1002,7 +1002,7 @@ static char **arguments(const struct snapshot_vm *vm)
     return argv;
 }
 
-static int start(struct snapshot_vm *vm)
+static int vm_start(struct snapshot_vm *vm)
 {
     static const char *const stale[] = { "control", "qmp", "channel", "map" };
     struct state *state = vm->state;
@@ -1012,17 +1012,17 @@ static int start(struct snapshot_vm *vm)
     pid_t child;
     size_t i;
 
-    lock = lock_file(vm->directory, "daemon");
+    lock = vm_lock_file(vm->directory, "daemon");
     if (lock < 0) {
         return lock;
     }
     argv = arguments(vm);
     if (!argv) {
         close(lock);
-        return fail_system("cannot start", vm->d.qemu);
+        return vm_fail_system("cannot start", vm->d.qemu);
     }
     for (i = 0; i < sizeof(stale) / sizeof(stale[0]); i++) {
-        instance_path(vm->directory, stale[i], path, sizeof(path));
+        vm_path(vm->directory, stale[i], path, sizeof(path));
         unlink(path);
     }
     state->magic = STATE_MAGIC;
@@ -1038,7 +1038,7 @@ static int start(struct snapshot_vm *vm)
         _exit(0);
     }
     if (child < 0) {
-        fail_system("cannot start", vm->d.qemu);
+        vm_fail_system("cannot start", vm->d.qemu);
     } else {
         while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
             /* again */
@@ -1051,25 +1051,25 @@ static int start(struct snapshot_vm *vm)
 }
 
 /* Returns: 1 if one was ended, 0 if there was none */
-static int end_daemon(const char *directory, struct state *state)
+static int vm_end_daemon(const char *directory, struct state *state)
 {
-    uint64_t end = now_ms() + WAIT_END;
+    uint64_t end = vm_now_ms() + WAIT_END;
     int ended = 0;
 
-    while (is_locked(directory, "daemon")) {
+    while (vm_is_locked(directory, "daemon")) {
         pid_t daemon = __atomic_load_n(&state->daemon, __ATOMIC_ACQUIRE);
 
         ended = 1;
         __atomic_store_n(&state->stop, 1, __ATOMIC_RELEASE);
-        if (now_ms() > end) {
-            return fail(SNAPSHOT_VM_E_STUCK, "the daemon of %s, process %d, "
-                        "does not end: kill it with SIGKILL", directory,
-                        daemon);
+        if (vm_now_ms() > end) {
+            return vm_fail(SNAPSHOT_VM_E_STUCK, "the daemon of %s, process %d, "
+                           "does not end: kill it with SIGKILL", directory,
+                           daemon);
         }
         if (daemon > 0) {
             kill(daemon, SIGTERM);
         }
-        sleep_ms(20);
+        vm_sleep_ms(20);
     }
     return ended;
 }
@@ -1105,10 +1105,10 @@ static int receive(struct snapshot_vm *vm, struct snapshot_message *m)
             }
         } else {
             vm->ready = false;
-            return has_ended(vm, 3000) ?
-                fail_ended(vm, SNAPSHOT_VM_E_DIED) :
-                fail_with_output(vm, SNAPSHOT_VM_E_PROTOCOL, "the device has "
-                                 "closed the connection");
+            return vm_has_ended(vm, 3000) ?
+                vm_fail_ended(vm, SNAPSHOT_VM_E_DIED) :
+                vm_fail_with_output(vm, SNAPSHOT_VM_E_PROTOCOL, "the device "
+                                    "has closed the connection");
         }
     }
     return 1;
@@ -1128,8 +1128,8 @@ static int set_ready(struct snapshot_vm *vm, const struct snapshot_message *m)
         vm->areas[i].size = le64toh(areas[i]->size);
         if (vm->areas[i].offset > vm->channel_size ||
             vm->areas[i].size > vm->channel_size - vm->areas[i].offset) {
-            return fail(SNAPSHOT_VM_E_PROTOCOL, "READY has an area outside "
-                        "the channel");
+            return vm_fail(SNAPSHOT_VM_E_PROTOCOL, "READY has an area outside "
+                           "the channel");
         }
     }
     vm->ready = true;
@@ -1139,8 +1139,8 @@ static int set_ready(struct snapshot_vm *vm, const struct snapshot_message *m)
 static int fail_reason(int error, const char *what, const char *const *reasons,
                        size_t n, uint32_t reason)
 {
-    return fail(error, "%s: %s", what,
-                reason < n && reasons[reason] ? reasons[reason]
+    return vm_fail(error, "%s: %s", what,
+                   reason < n && reasons[reason] ? reasons[reason]
                                               : "an unknown reason");
 }
 
@@ -1179,7 +1179,7 @@ static int fail_not_ready(const struct snapshot_message *m)
 
 static int wait_ready(struct snapshot_vm *vm)
 {
-    uint64_t end = now_ms() + vm->d.boot_ms;
+    uint64_t end = vm_now_ms() + vm->d.boot_ms;
     struct snapshot_message m;
 
     while (!vm->ready) {
@@ -1193,13 +1193,13 @@ static int wait_ready(struct snapshot_vm *vm)
             if (ret) {
                 return ret;
             }
-        } else if (now_ms() > end) {
+        } else if (vm_now_ms() > end) {
             char what[200];
 
             snprintf(what, sizeof(what), "the guest did not get READY in %llu "
                      "s (\"boot =\" in %.100s)",
                      (unsigned long long)vm->d.boot_ms / 1000, vm->d.path);
-            return fail_with_output(vm, SNAPSHOT_VM_E_NOT_READY, what);
+            return vm_fail_with_output(vm, SNAPSHOT_VM_E_NOT_READY, what);
         }
     }
     return 0;
@@ -1207,7 +1207,7 @@ static int wait_ready(struct snapshot_vm *vm)
 
 static int hello(struct snapshot_vm *vm)
 {
-    uint64_t end = now_ms() + WAIT_HELLO;
+    uint64_t end = vm_now_ms() + WAIT_HELLO;
     struct snapshot_message m, reply = {
         .type = htole32(SNAPSHOT_MSG_HELLO),
         .hello = {
@@ -1218,10 +1218,10 @@ static int hello(struct snapshot_vm *vm)
     int ret;
 
     while (!(ret = receive(vm, &m))) {
-        if (now_ms() > end) {
-            return fail(SNAPSHOT_VM_E_BUSY, "%s/control: no HELLO: another "
-                        "program is connected to it, or QEMU hangs",
-                        vm->directory);
+        if (vm_now_ms() > end) {
+            return vm_fail(SNAPSHOT_VM_E_BUSY, "%s/control: no HELLO: another "
+                           "program is connected to it, or QEMU hangs",
+                           vm->directory);
         }
     }
     if (ret < 0) {
@@ -1229,41 +1229,42 @@ static int hello(struct snapshot_vm *vm)
     }
     if (le32toh(m.type) != SNAPSHOT_MSG_HELLO ||
         le32toh(m.hello.magic) != SNAPSHOT_CONTROL_MAGIC) {
-        return fail(SNAPSHOT_VM_E_PROTOCOL, "%s/control: not a snapshot "
-                    "device", vm->directory);
+        return vm_fail(SNAPSHOT_VM_E_PROTOCOL, "%s/control: not a snapshot "
+                       "device", vm->directory);
     }
     if (le32toh(m.hello.version) != SNAPSHOT_CONTROL_VERSION) {
-        return fail(SNAPSHOT_VM_E_PROTOCOL, "the device speaks version %u of "
-                    "the protocol, this program version %u",
-                    le32toh(m.hello.version), SNAPSHOT_CONTROL_VERSION);
+        return vm_fail(SNAPSHOT_VM_E_PROTOCOL, "the device speaks version %u "
+                       "of the protocol, this program version %u",
+                       le32toh(m.hello.version), SNAPSHOT_CONTROL_VERSION);
     }
     vm->channel_size = le64toh(m.hello.channel);
-    vm->channel = map_file(vm->directory, "channel", vm->channel_size, false);
+    vm->channel = vm_map_file(vm->directory, "channel", vm->channel_size,
+                              false);
     if (!vm->channel) {
         return -SNAPSHOT_VM_E_PROTOCOL;
     }
     if (vm->d.tcg) {
-        vm->map = map_file(vm->directory, "map", vm->d.coverage, false);
+        vm->map = vm_map_file(vm->directory, "map", vm->d.coverage, false);
         if (!vm->map) {
             return -SNAPSHOT_VM_E_PROTOCOL;
         }
     }
-    return send_message(vm, &reply) ? fail_system("cannot write to",
-                                                  vm->directory) : 0;
+    return send_message(vm, &reply) ? vm_fail_system("cannot write to",
+                                                     vm->directory) : 0;
 }
 
 static int connect_control(struct snapshot_vm *vm)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     struct timeval tick = { .tv_sec = TICK / 1000 };
-    uint64_t end = now_ms() + WAIT_SOCKET;
+    uint64_t end = vm_now_ms() + WAIT_SOCKET;
 
     snprintf(addr.sun_path, sizeof(addr.sun_path), "%.90s/control",
              vm->directory);
     for (;;) {
         vm->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (vm->fd < 0) {
-            return fail_system("cannot connect to", addr.sun_path);
+            return vm_fail_system("cannot connect to", addr.sun_path);
         }
         setsockopt(vm->fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick));
         setsockopt(vm->fd, SOL_SOCKET, SO_SNDTIMEO, &tick, sizeof(tick));
@@ -1272,22 +1273,22 @@ static int connect_control(struct snapshot_vm *vm)
         }
         if (errno != ENOENT && errno != ECONNREFUSED && errno != EINTR &&
             errno != EAGAIN) {
-            return fail_system("cannot connect to", addr.sun_path);
+            return vm_fail_system("cannot connect to", addr.sun_path);
         }
         close(vm->fd);
         vm->fd = -1;
-        if (has_ended(vm, 0)) {
-            return fail_ended(vm, SNAPSHOT_VM_E_START);
+        if (vm_has_ended(vm, 0)) {
+            return vm_fail_ended(vm, SNAPSHOT_VM_E_START);
         }
-        if (now_ms() > end) {
-            return fail_with_output(vm, SNAPSHOT_VM_E_STUCK, "QEMU does not "
-                                    "open its sockets");
+        if (vm_now_ms() > end) {
+            return vm_fail_with_output(vm, SNAPSHOT_VM_E_STUCK, "QEMU does not "
+                                       "open its sockets");
         }
-        sleep_ms(5);
+        vm_sleep_ms(5);
     }
 }
 
-static void disconnect(struct snapshot_vm *vm)
+static void vm_disconnect(struct snapshot_vm *vm)
 {
     vm->running = 0;
     vm->ready = false;
@@ -1305,7 +1306,7 @@ static void disconnect(struct snapshot_vm *vm)
     }
 }
 
-static int attach(struct snapshot_vm *vm)
+static int vm_attach(struct snapshot_vm *vm)
 {
     int ret = connect_control(vm);
 
@@ -1313,13 +1314,13 @@ static int attach(struct snapshot_vm *vm)
         ret = wait_ready(vm);
     }
     if (ret == -SNAPSHOT_VM_E_DIED) {
-        return fail_ended(vm, SNAPSHOT_VM_E_START);
+        return vm_fail_ended(vm, SNAPSHOT_VM_E_START);
     }
     if (!ret && vm->d.follow) {
         cpu_set_t cpus;
 
         if (!sched_getaffinity(0, sizeof(cpus), &cpus)) {
-            set_affinity(vm->state->qemu, &cpus);
+            vm_set_affinity(vm->state->qemu, &cpus);
         }
     }
     return ret;
@@ -1335,17 +1336,17 @@ static int take(struct snapshot_vm *vm, const char *base, int instance)
     vm->instance = instance;
     if ((size_t)snprintf(vm->directory, sizeof(vm->directory), "%s/%d", base,
                          instance) >= sizeof(vm->directory)) {
-        return fail(SNAPSHOT_VM_E_SYSTEM, "%s: too long", base);
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "%s: too long", base);
     }
-    ret = make_directory(vm->directory);
+    ret = vm_make_directory(vm->directory);
     if (ret) {
         return ret;
     }
-    vm->lock = lock_file(vm->directory, "lock");
+    vm->lock = vm_lock_file(vm->directory, "lock");
     if (vm->lock < 0) {
         return vm->lock;
     }
-    vm->state = map_file(vm->directory, "state", sizeof(*vm->state), true);
+    vm->state = vm_map_file(vm->directory, "state", sizeof(*vm->state), true);
     if (!vm->state) {
         return -SNAPSHOT_VM_E_SYSTEM;
     }
@@ -1380,7 +1381,7 @@ static bool usable(const struct snapshot_vm *vm)
 {
     return vm->state->magic == STATE_MAGIC &&
         vm->state->description == vm->d.hash && !vm->state->ended &&
-        !vm->state->stop && is_locked(vm->directory, "daemon");
+        !vm->state->stop && vm_is_locked(vm->directory, "daemon");
 }
 
 /* The first free instance, preferably one that runs */
@@ -1405,17 +1406,18 @@ static int take_any(struct snapshot_vm *vm, const char *base)
         }
         leave(vm);
     }
-    return fail(SNAPSHOT_VM_E_BUSY, "all %d instances are in use", INSTANCES);
+    return vm_fail(SNAPSHOT_VM_E_BUSY, "all %d instances are in use",
+                   INSTANCES);
 }
 
 static int open_vm(struct snapshot_vm *vm, const char *path, int instance,
                    unsigned flags)
 {
     char base[256];
-    int ret = description_load(&vm->d, path);
+    int ret = vm_description_load(&vm->d, path);
 
     if (!ret) {
-        ret = base_directory(&vm->d, base, sizeof(base), true);
+        ret = vm_base_directory(&vm->d, base, sizeof(base), true);
     }
     if (ret) {
         return ret;
@@ -1425,26 +1427,26 @@ static int open_vm(struct snapshot_vm *vm, const char *path, int instance,
         struct snapshot_vm_status status;
 
         snapshot_vm_status(path, instance, &status);
-        return fail(SNAPSHOT_VM_E_BUSY, "instance %d of %s is in use by "
-                    "process %d", instance, path, (int)status.user);
+        return vm_fail(SNAPSHOT_VM_E_BUSY, "instance %d of %s is in use by "
+                       "process %d", instance, path, (int)status.user);
     }
     if (ret) {
         return ret;
     }
     if (!usable(vm) || (flags & SNAPSHOT_VM_FRESH)) {
         if (flags & SNAPSHOT_VM_ATTACH) {
-            return fail(SNAPSHOT_VM_E_ABSENT, "instance %d of %s does not run",
-                        vm->instance, path);
+            return vm_fail(SNAPSHOT_VM_E_ABSENT, "instance %d of %s does not "
+                           "run", vm->instance, path);
         }
-        ret = end_daemon(vm->directory, vm->state);
+        ret = vm_end_daemon(vm->directory, vm->state);
         if (ret >= 0) {
-            ret = start(vm);
+            ret = vm_start(vm);
         }
         if (ret < 0) {
             return ret;
         }
     }
-    return attach(vm);
+    return vm_attach(vm);
 }
 
 struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
@@ -1453,7 +1455,7 @@ struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
     struct snapshot_vm *vm = calloc(1, sizeof(*vm));
 
     if (!vm || instance >= INSTANCES) {
-        fail(SNAPSHOT_VM_E_SYSTEM, "no memory, or no such instance");
+        vm_fail(SNAPSHOT_VM_E_SYSTEM, "no memory, or no such instance");
         free(vm);
         return NULL;
     }
@@ -1468,9 +1470,9 @@ struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
 void snapshot_vm_close(struct snapshot_vm *vm)
 {
     if (vm) {
-        disconnect(vm);
+        vm_disconnect(vm);
         leave(vm);
-        description_free(&vm->d);
+        vm_description_free(&vm->d);
         free(vm);
     }
 }
@@ -1479,12 +1481,12 @@ int snapshot_vm_restart(struct snapshot_vm *vm)
 {
     int ret;
 
-    disconnect(vm);
-    ret = end_daemon(vm->directory, vm->state);
+    vm_disconnect(vm);
+    ret = vm_end_daemon(vm->directory, vm->state);
     if (ret >= 0) {
-        ret = start(vm);
+        ret = vm_start(vm);
     }
-    return ret < 0 ? ret : attach(vm);
+    return ret < 0 ? ret : vm_attach(vm);
 }
 
 int snapshot_vm_status(const char *description, int instance,
@@ -1500,25 +1502,25 @@ int snapshot_vm_status(const char *description, int instance,
     memset(&d, 0, sizeof(d));
     d.path = realpath(description, NULL);
     if (!d.path) {
-        return fail_system("cannot find", description);
+        return vm_fail_system("cannot find", description);
     }
-    ret = base_directory(&d, base, sizeof(base), false);
+    ret = vm_base_directory(&d, base, sizeof(base), false);
     free(d.path);
     if (ret || instance < 0 || !exists(base, instance)) {
         return ret;
     }
     snprintf(status->directory, sizeof(status->directory), "%.240s/%d", base,
              instance);
-    state = map_file(status->directory, "state", sizeof(*state), false);
+    state = vm_map_file(status->directory, "state", sizeof(*state), false);
     if (!state) {
         return 1;
     }
-    if (is_locked(status->directory, "daemon") &&
+    if (vm_is_locked(status->directory, "daemon") &&
         state->magic == STATE_MAGIC) {
         status->daemon = state->daemon;
         status->qemu = state->ended ? 0 : state->qemu;
     }
-    if (is_locked(status->directory, "lock")) {
+    if (vm_is_locked(status->directory, "lock")) {
         status->user = state->user;
     }
     munmap(state, sizeof(*state));
@@ -1535,10 +1537,10 @@ int snapshot_vm_stop(const char *description, int instance)
         struct state *state;
 
         ret = snapshot_vm_status(description, i, &status);
-        state = ret > 0 ? map_file(status.directory, "state", sizeof(*state),
-                                   false) : NULL;
+        state = ret > 0 ? vm_map_file(status.directory, "state", sizeof(*state),
+                                      false) : NULL;
         if (state) {
-            ret = end_daemon(status.directory, state);
+            ret = vm_end_daemon(status.directory, state);
             munmap(state, sizeof(*state));
             n += ret > 0;
         }
@@ -1590,8 +1592,8 @@ int snapshot_vm_begin(struct snapshot_vm *vm, size_t length,
     int ret;
 
     if (vm->fd < 0) {
-        return fail(SNAPSHOT_VM_E_DIED, "QEMU has ended: call "
-                    "snapshot_vm_restart()");
+        return vm_fail(SNAPSHOT_VM_E_DIED, "QEMU has ended: call "
+                       "snapshot_vm_restart()");
     }
     if (!vm->ready) {
         ret = wait_ready(vm);
@@ -1600,9 +1602,9 @@ int snapshot_vm_begin(struct snapshot_vm *vm, size_t length,
         }
     }
     if (length > vm->areas[SNAPSHOT_REGION_INPUT].size) {
-        return fail(SNAPSHOT_VM_E_LENGTH, "the input has %zu bytes, but the "
-                    "guest takes %llu at most", length, (unsigned long long)
-                    vm->areas[SNAPSHOT_REGION_INPUT].size);
+        return vm_fail(SNAPSHOT_VM_E_LENGTH, "the input has %zu bytes, but the "
+                       "guest takes %llu at most", length, (unsigned long long)
+                       vm->areas[SNAPSHOT_REGION_INPUT].size);
     }
     if (!limits) {
         snapshot_vm_limits(vm, &own);
@@ -1681,8 +1683,8 @@ int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result)
                 snapshot_vm_cancel(vm);
             } else if (since_cancel > WAIT_ANSWER) {
                 vm->running = 0;
-                return fail_with_output(vm, SNAPSHOT_VM_E_STUCK, "QEMU does "
-                                        "not answer any more");
+                return vm_fail_with_output(vm, SNAPSHOT_VM_E_STUCK, "QEMU does "
+                                           "not answer any more");
             }
             continue;
         }
@@ -1694,8 +1696,8 @@ int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result)
             vm->running = 0;
             set_result(vm, result, &m);
             if (result->result > SNAPSHOT_RESULT_INVALID) {
-                return fail(SNAPSHOT_VM_E_PROTOCOL, "QEMU sends result %u, "
-                            "which is none", (unsigned)result->result);
+                return vm_fail(SNAPSHOT_VM_E_PROTOCOL, "QEMU sends result %u, "
+                               "which is none", (unsigned)result->result);
             }
             return result->result;
         case SNAPSHOT_MSG_ENDED:
@@ -1718,8 +1720,8 @@ int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result)
             return ret;
         default:
             vm->running = 0;
-            return fail(SNAPSHOT_VM_E_PROTOCOL, "the device sent a message "
-                        "of unknown type %u", le32toh(m.type));
+            return vm_fail(SNAPSHOT_VM_E_PROTOCOL, "the device sent a message "
+                           "of unknown type %u", le32toh(m.type));
         }
     }
 }
@@ -1736,13 +1738,14 @@ int snapshot_vm_run(struct snapshot_vm *vm, size_t length,
 size_t snapshot_vm_console(const char *directory, int qemu, char *buf,
                            size_t size)
 {
-    struct state *state = map_file(directory, "state", sizeof(*state), false);
+    struct state *state = vm_map_file(directory, "state", sizeof(*state),
+                                      false);
     size_t n;
 
     if (!state) {
         return 0;
     }
-    n = ring_read(qemu ? &state->messages : &state->console, buf, size);
+    n = vm_ring_read(qemu ? &state->messages : &state->console, buf, size);
     munmap(state, sizeof(*state));
     return n;
 }
