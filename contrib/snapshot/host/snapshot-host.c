@@ -22,6 +22,8 @@
 static __thread char last_error[8192];
 static __thread int last_code;
 
+void (*vm_tell)(const char *text);
+
 const char *snapshot_vm_error(void)
 {
     return last_error;
@@ -41,6 +43,18 @@ int vm_fail(int error, const char *format, ...)
     va_end(ap);
     last_code = error;
     return -error;
+}
+
+int vm_check(const struct snapshot_vm *vm)
+{
+    return vm && vm->open ? 0 :
+        vm_fail(SNAPSHOT_VM_E_USE, "the machine was closed: call "
+                "snapshot_vm_open()");
+}
+
+void snapshot_vm_on_wait(void (*tell)(const char *text))
+{
+    vm_tell = tell;
 }
 
 int vm_fail_system(const char *what, const char *path)
@@ -119,6 +133,7 @@ static int take(struct snapshot_vm *vm, const char *base, int instance)
         return -SNAPSHOT_VM_E_SYSTEM;
     }
     vm->state->user = getpid();
+    vm->state->uses++;
     return 0;
 }
 
@@ -139,17 +154,23 @@ static void leave(struct snapshot_vm *vm)
 
 static bool exists(const char *base, int instance)
 {
-    char path[300];
+    char path[VM_PATH + 16];
 
     snprintf(path, sizeof(path), "%s/%d", base, instance);
     return !access(path, F_OK);
 }
 
+/*
+ * The daemon, too, may decide this moment that the machine ends: it says so,
+ * and only then looks who has the lock (watch_idle()).
+ */
 static bool usable(const struct snapshot_vm *vm)
 {
     return vm->state->magic == STATE_MAGIC &&
-        vm->state->description == vm->d.hash && !vm->state->ended &&
-        !vm->state->stop && vm_is_locked(vm->directory, "daemon");
+        vm->state->description == vm->d.hash &&
+        !__atomic_load_n(&vm->state->ended, __ATOMIC_SEQ_CST) &&
+        !__atomic_load_n(&vm->state->stop, __ATOMIC_SEQ_CST) &&
+        vm_is_locked(vm->directory, "daemon");
 }
 
 /* The first free instance, preferably one that runs */
@@ -157,7 +178,10 @@ static int take_any(struct snapshot_vm *vm, const char *base)
 {
     int i, ret;
 
-    for (i = 0; i < INSTANCES && exists(base, i); i++) {
+    for (i = 0; i < INSTANCES; i++) {
+        if (!exists(base, i)) {
+            continue;
+        }
         ret = take(vm, base, i);
         if (!ret && usable(vm)) {
             return 0;
@@ -178,10 +202,22 @@ static int take_any(struct snapshot_vm *vm, const char *base)
                    INSTANCES);
 }
 
+static int start_anew(struct snapshot_vm *vm)
+{
+    int ret;
+
+    vm_disconnect(vm);
+    ret = vm_end_daemon(vm->directory, vm->state);
+    if (ret >= 0) {
+        ret = vm_start(vm);
+    }
+    return ret < 0 ? ret : vm_attach(vm);
+}
+
 static int open_vm(struct snapshot_vm *vm, const char *path, int instance,
                    unsigned flags)
 {
-    char base[256];
+    char base[VM_PATH];
     int ret = vm_description_load(&vm->d, path);
 
     if (!ret) {
@@ -201,33 +237,37 @@ static int open_vm(struct snapshot_vm *vm, const char *path, int instance,
     if (ret) {
         return ret;
     }
-    if (!usable(vm) || (flags & SNAPSHOT_VM_FRESH)) {
-        if (flags & SNAPSHOT_VM_ATTACH) {
-            return vm_fail(SNAPSHOT_VM_E_ABSENT, "instance %d of %s does not "
-                           "run", vm->instance, path);
-        }
-        ret = vm_end_daemon(vm->directory, vm->state);
-        if (ret >= 0) {
-            ret = vm_start(vm);
-        }
-        if (ret < 0) {
+    if (usable(vm) && !(flags & SNAPSHOT_VM_FRESH)) {
+        ret = vm_attach(vm);
+        /* One that has ended meanwhile is like one that did not run. */
+        if (ret != -SNAPSHOT_VM_E_START) {
             return ret;
         }
     }
-    return vm_attach(vm);
+    if (flags & SNAPSHOT_VM_ATTACH) {
+        return vm_fail(SNAPSHOT_VM_E_ABSENT, "instance %d of %s does not run",
+                       vm->instance, path);
+    }
+    return start_anew(vm);
 }
 
 struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
                                      unsigned flags)
 {
-    struct snapshot_vm *vm = calloc(1, sizeof(*vm));
+    struct snapshot_vm *vm;
 
-    if (!vm || instance >= INSTANCES) {
-        vm_fail(SNAPSHOT_VM_E_SYSTEM, "no memory, or no such instance");
-        free(vm);
+    if (instance >= INSTANCES) {
+        vm_fail(SNAPSHOT_VM_E_USE, "there is no instance %d: they are 0 to "
+                "%d", instance, INSTANCES - 1);
+        return NULL;
+    }
+    vm = calloc(1, sizeof(*vm));
+    if (!vm) {
+        vm_fail_system("cannot open", description);
         return NULL;
     }
     vm->lock = vm->fd = -1;
+    vm->open = true;
     if (open_vm(vm, description, instance, flags) < 0) {
         snapshot_vm_close(vm);
         return NULL;
@@ -237,24 +277,27 @@ struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
 
 void snapshot_vm_close(struct snapshot_vm *vm)
 {
-    if (vm) {
-        vm_disconnect(vm);
-        leave(vm);
-        vm_description_free(&vm->d);
-        free(vm);
+    /* They stay for a while, so that their use is an error. */
+    static struct snapshot_vm *closed[CLOSED_KEPT];
+    static unsigned n;
+    unsigned i;
+
+    if (!vm || !vm->open) {
+        return;
     }
+    vm_disconnect(vm);
+    leave(vm);
+    vm_description_free(&vm->d);
+    memset(vm, 0, sizeof(*vm));
+    i = __atomic_fetch_add(&n, 1, __ATOMIC_RELAXED) % CLOSED_KEPT;
+    free(__atomic_exchange_n(&closed[i], vm, __ATOMIC_ACQ_REL));
 }
 
 int snapshot_vm_restart(struct snapshot_vm *vm)
 {
-    int ret;
+    int ret = vm_check(vm);
 
-    vm_disconnect(vm);
-    ret = vm_end_daemon(vm->directory, vm->state);
-    if (ret >= 0) {
-        ret = vm_start(vm);
-    }
-    return ret < 0 ? ret : vm_attach(vm);
+    return ret ? ret : start_anew(vm);
 }
 
 int snapshot_vm_status(const char *description, int instance,
@@ -262,7 +305,7 @@ int snapshot_vm_status(const char *description, int instance,
 {
     struct description d;
     struct state *state;
-    char base[256];
+    char base[VM_PATH];
     int ret;
 
     memset(status, 0, sizeof(*status));
@@ -277,8 +320,11 @@ int snapshot_vm_status(const char *description, int instance,
     if (ret || instance < 0 || !exists(base, instance)) {
         return ret;
     }
-    snprintf(status->directory, sizeof(status->directory), "%.240s/%d", base,
-             instance);
+    if ((size_t)snprintf(status->directory, sizeof(status->directory),
+                         "%s/%d", base, instance) >=
+        sizeof(status->directory)) {
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "%s: too long", base);
+    }
     state = vm_map_file(status->directory, "state", sizeof(*state), false);
     if (!state) {
         return 1;
@@ -318,12 +364,14 @@ int snapshot_vm_stop(const char *description, int instance)
 
 int snapshot_vm_instance(const struct snapshot_vm *vm)
 {
-    return vm->instance;
+    int ret = vm_check(vm);
+
+    return ret ? ret : vm->instance;
 }
 
 const char *snapshot_vm_directory(const struct snapshot_vm *vm)
 {
-    return vm->directory;
+    return vm_check(vm) ? NULL : vm->directory;
 }
 
 size_t snapshot_vm_console(const char *directory, int qemu, char *buf,

@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,6 +142,7 @@ struct watch {
     int out, err;
     uint64_t quit_at;           /* when QEMU must have ended; 0: it need not */
     uint64_t used_at;
+    uint32_t uses;              /* as of the last tick */
 };
 
 /* QEMU has ended: the last thing that the daemon tells */
@@ -155,12 +157,29 @@ static void watch_end(struct watch *w, int status)
     _exit(0);
 }
 
+/*
+ * Nobody has used it for a while: end it.  Who opens it this moment has the
+ * lock before he looks at what is said here, so that he sees it, or is seen.
+ */
+static void watch_idle(struct watch *w)
+{
+    struct state *state = w->vm->state;
+
+    __atomic_store_n(&state->stop, 1, __ATOMIC_SEQ_CST);
+    if (vm_is_locked(w->vm->directory, "lock")) {
+        __atomic_store_n(&state->stop, 0, __ATOMIC_SEQ_CST);
+    }
+}
+
 static void watch_tick(struct watch *w)
 {
     struct state *state = w->vm->state;
     uint64_t now = vm_now_ms(), idle = w->vm->d.idle_s * 1000;
-    bool used = vm_is_locked(w->vm->directory, "lock");
+    uint32_t uses = __atomic_load_n(&state->uses, __ATOMIC_RELAXED);
+    bool used = vm_is_locked(w->vm->directory, "lock") || uses != w->uses;
     int status;
+
+    w->uses = uses;
 
     if (waitpid(w->qemu, &status, WNOHANG) == w->qemu) {
         watch_end(w, status);
@@ -173,11 +192,13 @@ static void watch_tick(struct watch *w)
 
         vm_set_affinity(w->qemu, &cpus);
     }
+    if (!w->quit_at && idle && now - w->used_at > idle) {
+        watch_idle(w);
+    }
     if (w->quit_at && now > w->quit_at) {
         kill(w->qemu, SIGKILL);
     } else if (!w->quit_at &&
-               (__atomic_load_n(&state->stop, __ATOMIC_ACQUIRE) ||
-                (idle && now - w->used_at > idle))) {
+               __atomic_load_n(&state->stop, __ATOMIC_ACQUIRE)) {
         w->quit_at = now + WAIT_QUIT;
         kill(w->qemu, SIGTERM);
     }
@@ -280,7 +301,7 @@ static void tail(const struct ring *r, char *buf, size_t size)
     size_t n = vm_ring_read(r, buf, size), lines = 0;
     char *p = buf + n;
 
-    while (n && isspace(buf[n - 1])) {
+    while (n && isspace((unsigned char)buf[n - 1])) {
         buf[--n] = 0;
     }
     for (p = buf + n; p > buf; p--) {
@@ -291,18 +312,34 @@ static void tail(const struct ring *r, char *buf, size_t size)
     memmove(buf, p, buf + n - p + 1);
 }
 
-int vm_fail_with_output(const struct snapshot_vm *vm, int error,
-                        const char *what)
+static void with_output(const struct snapshot_vm *vm, const char *what,
+                        char *text, size_t size)
 {
     char messages[2048], console[3072];
 
     tail(&vm->state->messages, messages, sizeof(messages));
     tail(&vm->state->console, console, sizeof(console));
-    return vm_fail(error, "%s%s%s%s%s", what,
-                   *messages ? "\nQEMU wrote:\n" : "", messages,
-                   *console ? "\nthe last lines of the guest's console:\n"
-                         : "\nthe guest wrote nothing to its console",
-                   console);
+    snprintf(text, size, "%s%s%s%s%s", what,
+             *messages ? "\nQEMU wrote:\n" : "", messages,
+             *console ? "\nthe last lines of the guest's console:\n"
+                      : "\nthe guest wrote nothing to its console", console);
+}
+
+int vm_fail_with_output(const struct snapshot_vm *vm, int error,
+                        const char *what)
+{
+    char text[6144];
+
+    with_output(vm, what, text, sizeof(text));
+    return vm_fail(error, "%s", text);
+}
+
+void vm_tell_output(const struct snapshot_vm *vm, const char *what)
+{
+    char text[6144];
+
+    with_output(vm, what, text, sizeof(text));
+    vm_tell(text);
 }
 
 bool vm_has_ended(const struct snapshot_vm *vm, unsigned ms)
@@ -379,61 +416,88 @@ static void free_arguments(char **argv)
     free(argv);
 }
 
+/* A value in an option of QEMU's: commas are doubled */
+static char *escape(const char *value)
+{
+    char *s = malloc(2 * strlen(value) + 1), *to = s;
+
+    while (s && (*to++ = *value)) {
+        if (*value++ == ',') {
+            *to++ = ',';
+        }
+    }
+    return s;
+}
+
+static char *format(const char *f, ...) __attribute__((format(printf, 1, 2)));
+
+static char *format(const char *f, ...)
+{
+    va_list ap;
+    char *s;
+    int n;
+
+    va_start(ap, f);
+    n = vasprintf(&s, f, ap);
+    va_end(ap);
+    return n < 0 ? NULL : s;
+}
+
 /* QEMU's command line.  Returns: NULL without memory */
 static char **arguments(const struct snapshot_vm *vm)
 {
     const struct description *d = &vm->d;
-    const char *dir = vm->directory;
-    char object[400], tcg[400], edges[400], control[400], qmp[400];
-    char device[400];
-    const char *const first[] = {
-        d->qemu, "-display", "none", "-monitor", "none",
-        "-object", object, "-chardev", control, "-chardev", qmp,
-        "-mon", "chardev=snapshot-qmp,mode=control",
-        "-chardev", "file,id=console,path=/proc/self/fd/1",
-    };
-    const char *const last[] = {
-        "-device", device,
-        "-serial", d->serial ? "chardev:console" : NULL,
-    };
-    const char *const map[] = { "-object", tcg, "-object", edges };
-    const size_t n_first = sizeof(first) / sizeof(first[0]);
-    const size_t n_last = d->serial ? 4 : 2, n_map = d->tcg ? 4 : 0;
-    char **argv = calloc(n_first + d->n_args + n_last + n_map + 1,
-                         sizeof(*argv));
-    bool whole = true;
+    char **argv = calloc(d->n_args + 32, sizeof(*argv));
+    char *dir = escape(vm->directory);
+    const char *more = d->device && *d->device ? "," : "";
     size_t i, n = 0;
+    bool whole = true;
 
-    if (!argv) {
+    if (!argv || !dir) {
+        free(argv);
+        free(dir);
         return NULL;
     }
-    snprintf(object, sizeof(object), "memory-backend-file,share=on,"
-             "id=snapshot-channel,size=%llu,mem-path=%s/channel",
-             (unsigned long long)d->channel, dir);
-    snprintf(control, sizeof(control), "socket,id=snapshot-control,server=on,"
-             "wait=off,path=%s/control", dir);
-    snprintf(qmp, sizeof(qmp), "socket,id=snapshot-qmp,server=on,wait=off,"
-             "path=%s/qmp", dir);
-    snprintf(device, sizeof(device), "snapshot,channel=snapshot-channel,"
-             "control=snapshot-control%s%s",
-             d->device && *d->device ? "," : "", d->device ? d->device : "");
-    snprintf(tcg, sizeof(tcg), "memory-backend-file,share=on,"
-             "id=snapshot-map,size=%llu,mem-path=%s/map",
-             (unsigned long long)d->coverage, dir);
-    snprintf(edges, sizeof(edges), "tcg-coverage,id=snapshot-edges,"
-             "memdev=snapshot-map%s", d->tcg ? d->tcg : "");
-    for (i = 0; i < n_first; i++) {
-        argv[n++] = strdup(first[i]);
-    }
-    for (i = 0; i < n_map; i++) {
-        argv[n++] = strdup(map[i]);
+    argv[n++] = strdup(d->qemu);
+    argv[n++] = strdup("-display");
+    argv[n++] = strdup("none");
+    argv[n++] = strdup("-monitor");
+    argv[n++] = strdup("none");
+    argv[n++] = strdup("-object");
+    argv[n++] = format("memory-backend-file,share=on,id=snapshot-channel,"
+                       "size=%llu,mem-path=%s/channel",
+                       (unsigned long long)d->channel, dir);
+    argv[n++] = strdup("-chardev");
+    argv[n++] = format("socket,id=snapshot-control,server=on,wait=off,"
+                       "path=%s/control", dir);
+    argv[n++] = strdup("-chardev");
+    argv[n++] = format("socket,id=snapshot-qmp,server=on,wait=off,path=%s/qmp",
+                       dir);
+    argv[n++] = strdup("-mon");
+    argv[n++] = strdup("chardev=snapshot-qmp,mode=control");
+    argv[n++] = strdup("-chardev");
+    argv[n++] = strdup("file,id=console,path=/proc/self/fd/1");
+    if (d->tcg) {
+        argv[n++] = strdup("-object");
+        argv[n++] = format("memory-backend-file,share=on,id=snapshot-map,"
+                           "size=%llu,mem-path=%s/map",
+                           (unsigned long long)d->coverage, dir);
+        argv[n++] = strdup("-object");
+        argv[n++] = format("tcg-coverage,id=snapshot-edges,"
+                           "memdev=snapshot-map%s", d->tcg);
     }
     for (i = 0; i < d->n_args; i++) {
         argv[n++] = expand(vm, d->args[i]);
     }
-    for (i = 0; i < n_last; i++) {
-        argv[n++] = strdup(last[i]);
+    argv[n++] = strdup("-device");
+    argv[n++] = format("snapshot,channel=snapshot-channel,"
+                       "control=snapshot-control%s%s", more,
+                       d->device ? d->device : "");
+    if (d->serial) {
+        argv[n++] = strdup("-serial");
+        argv[n++] = strdup("chardev:console");
     }
+    free(dir);
     for (i = 0; i < n; i++) {
         whole = whole && argv[i];
     }
@@ -447,28 +511,45 @@ static char **arguments(const struct snapshot_vm *vm)
     return argv;
 }
 
+/* What QEMU will map.  Sockets of one before are in the way of its own. */
+static int make_files(const struct snapshot_vm *vm)
+{
+    static const char *const stale[] = { "control", "qmp", "map" };
+    char path[VM_PATH];
+    size_t i;
+    int ret;
+
+    for (i = 0; i < sizeof(stale) / sizeof(stale[0]); i++) {
+        vm_path(vm->directory, stale[i], path, sizeof(path));
+        unlink(path);
+    }
+    ret = vm_new_file(vm->directory, "channel", vm->d.channel);
+    if (!ret && vm->d.tcg) {
+        ret = vm_new_file(vm->directory, "map", vm->d.coverage);
+    }
+    return ret;
+}
+
 int vm_start(struct snapshot_vm *vm)
 {
-    static const char *const stale[] = { "control", "qmp", "channel", "map" };
     struct state *state = vm->state;
-    int lock, status;
-    char path[300];
+    int lock, status, ret;
     char **argv;
     pid_t child;
-    size_t i;
 
     lock = vm_lock_file(vm->directory, "daemon");
     if (lock < 0) {
         return lock;
     }
+    ret = make_files(vm);
+    if (ret) {
+        close(lock);
+        return ret;
+    }
     argv = arguments(vm);
     if (!argv) {
         close(lock);
         return vm_fail_system("cannot start", vm->d.qemu);
-    }
-    for (i = 0; i < sizeof(stale) / sizeof(stale[0]); i++) {
-        vm_path(vm->directory, stale[i], path, sizeof(path));
-        unlink(path);
     }
     state->magic = STATE_MAGIC;
     state->daemon = state->qemu = 0;

@@ -7,13 +7,18 @@
 
 #define _GNU_SOURCE
 #include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "vm-internal.h"
+
+#define TEXT_MAX        (1 << 20)
 
 uint64_t vm_hash(uint64_t hash, const void *data, size_t len)
 {
@@ -25,13 +30,16 @@ uint64_t vm_hash(uint64_t hash, const void *data, size_t len)
     return hash;
 }
 
-/* A number with K, M or G behind it, at least @min */
-static bool parse_number(const char *s, uint64_t min, uint64_t *value)
+/* A number with K, M or G behind it.  Returns: false if it is none */
+static bool parse_number(const char *s, uint64_t *value)
 {
     const char *end = s;
     unsigned shift = 0;
 
-    for (*value = 0; isdigit(*end) && end - s < 18; end++) {
+    for (*value = 0; isdigit((unsigned char)*end); end++) {
+        if (*value > (UINT64_MAX - 9) / 10) {
+            return false;
+        }
         *value = *value * 10 + (*end - '0');
     }
     switch (*end) {
@@ -45,11 +53,11 @@ static bool parse_number(const char *s, uint64_t min, uint64_t *value)
         shift += 10;
         end++;
     }
-    if (!isdigit(*s) || *end || *value > UINT64_MAX >> shift) {
+    if (!isdigit((unsigned char)*s) || *end || *value > UINT64_MAX >> shift) {
         return false;
     }
     *value <<= shift;
-    return *value >= min;
+    return true;
 }
 
 static bool parse_word(const char *s, const char *yes, const char *no,
@@ -63,17 +71,25 @@ static bool parse_word(const char *s, const char *yes, const char *no,
 static const char *parse_key(struct description *d, const char *key,
                              char *value)
 {
+    /* The ranges leave room for what is computed from the numbers. */
     static const struct {
         const char *key;
         size_t offset;
-        uint64_t min;
+        uint64_t min, max;
+        const char *wanted;
     } numbers[] = {
-        { "channel", offsetof(struct description, channel), 64 * 1024 },
-        { "map", offsetof(struct description, coverage), 4096 },
-        { "boot", offsetof(struct description, boot_ms), 1 },
-        { "timeout", offsetof(struct description, host_ms), 0 },
-        { "guest-timeout", offsetof(struct description, guest_ms), 0 },
-        { "idle", offsetof(struct description, idle_s), 0 },
+        { "channel", offsetof(struct description, channel), 64 << 10,
+          16ull << 30, "a number that is a power of 2, from 64K to 16G" },
+        { "map", offsetof(struct description, coverage), 4096, 1 << 30,
+          "a number that is a power of 2, from 4K to 1G" },
+        { "boot", offsetof(struct description, boot_ms), 1, 86400,
+          "a number of seconds from 1 to 86400" },
+        { "timeout", offsetof(struct description, host_ms), 0, 86400000,
+          "a number of ms up to 86400000, or 0 for no limit" },
+        { "guest-timeout", offsetof(struct description, guest_ms), 0, 86400000,
+          "a number of ms up to 86400000, or 0 for no limit" },
+        { "idle", offsetof(struct description, idle_s), 0, 31536000,
+          "a number of seconds up to 31536000, or 0 for no limit" },
     };
     size_t i;
 
@@ -81,11 +97,10 @@ static const char *parse_key(struct description *d, const char *key,
         if (!strcmp(key, numbers[i].key)) {
             uint64_t *n = (uint64_t *)((char *)d + numbers[i].offset);
 
-            if (!parse_number(value, numbers[i].min, n)) {
-                return "a number, with K, M or G behind it if need be";
-            }
-            return numbers[i].min > 1 && (*n & (*n - 1)) ? "a power of 2"
-                                                         : NULL;
+            return !parse_number(value, n) || *n < numbers[i].min ||
+                *n > numbers[i].max ||
+                (numbers[i].min > 1 && (*n & (*n - 1))) ?
+                numbers[i].wanted : NULL;
         }
     }
     if (!strcmp(key, "qemu")) {
@@ -120,11 +135,11 @@ static char *trim(char *s)
 {
     size_t len;
 
-    while (isspace(*s)) {
+    while (isspace((unsigned char)*s)) {
         s++;
     }
     len = strlen(s);
-    while (len && isspace(s[len - 1])) {
+    while (len && isspace((unsigned char)s[len - 1])) {
         s[--len] = 0;
     }
     return s;
@@ -173,25 +188,40 @@ void vm_description_free(struct description *d)
     free(d->args);
 }
 
+/* Only a file is read, which neither waits for anybody nor is endless. */
 static int read_file(const char *path, char **text, size_t *len)
 {
-    FILE *f = fopen(path, "re");
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
+    ssize_t n = 0;
 
-    if (!f) {
+    if (fd < 0) {
         return vm_fail_system("cannot open", path);
     }
-    if (fstat(fileno(f), &st) < 0 || !S_ISREG(st.st_mode)) {
-        fclose(f);
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        close(fd);
         return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s is not a file", path);
     }
+    if (st.st_size > TEXT_MAX) {
+        close(fd);
+        return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s has %llu bytes: a "
+                       "description has %u at most", path,
+                       (unsigned long long)st.st_size, TEXT_MAX);
+    }
     *text = calloc(1, st.st_size + 1);
-    if (!*text) {
-        fclose(f);
+    while (*text && *len < (size_t)st.st_size &&
+           ((n = read(fd, *text + *len, st.st_size - *len)) > 0 ||
+            (n < 0 && errno == EINTR))) {
+        *len += n > 0 ? n : 0;
+    }
+    if (!*text || n < 0) {
+        int error = errno;
+
+        close(fd);
+        errno = error;
         return vm_fail_system("cannot read", path);
     }
-    *len = fread(*text, 1, st.st_size, f);
-    fclose(f);
+    close(fd);
     return 0;
 }
 

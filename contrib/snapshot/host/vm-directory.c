@@ -6,8 +6,10 @@
  */
 
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,45 +39,105 @@ int vm_make_directory(const char *path)
     return 0;
 }
 
-int vm_base_directory(const struct description *d, char *path,
-                      size_t size, bool make)
+/* QEMU starts elsewhere: no path may depend on where this program is. */
+static int absolute(const char *path, char *to, size_t size)
 {
-    const char *env = getenv("SNAPSHOT_VM_DIR");
-    const char *runtime = getenv("XDG_RUNTIME_DIR");
-    uint64_t id = vm_hash(0xcbf29ce484222325ull, d->path, strlen(d->path));
-    const char *name = strrchr(d->path, '/') + 1;
-    int ret = 0, n;
+    char here[PATH_MAX];
+    int n;
+
+    if (*path == '/') {
+        n = snprintf(to, size, "%s", path);
+    } else if (!getcwd(here, sizeof(here))) {
+        return vm_fail_system("cannot find the current directory, for", path);
+    } else {
+        n = snprintf(to, size, "%s/%s", strcmp(here, "/") ? here : "", path);
+    }
+    return n < (int)size ? 0 :
+        vm_fail(SNAPSHOT_VM_E_SYSTEM, "\"%s\" is too long for a socket: set "
+                "SNAPSHOT_VM_DIR to a shorter directory", path);
+}
+
+/* Is it this user's?  sudo leaves variables as they were. */
+static bool is_own(const char *path)
+{
+    struct stat st;
+
+    return !stat(path, &st) && st.st_uid == geteuid() &&
+        !access(path, W_OK);
+}
+
+static int root_directory(char *path, size_t size)
+{
+    const char *env = secure_getenv("SNAPSHOT_VM_DIR");
+    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
+    char name[PATH_MAX];
 
     if (env && *env) {
-        n = snprintf(path, size, "%s", env);
-    } else if (runtime && *runtime && !access(runtime, W_OK)) {
-        n = snprintf(path, size, "%s/snapshot-vm", runtime);
-    } else {
-        n = snprintf(path, size, "%s/snapshot-vm-%u",
-                     access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm",
-                     (unsigned)geteuid());
+        return absolute(env, path, size);
     }
+    if (runtime && *runtime == '/' && is_own(runtime)) {
+        snprintf(name, sizeof(name), "%s/snapshot-vm", runtime);
+    } else {
+        snprintf(name, sizeof(name), "%s/snapshot-vm-%u",
+                 access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm",
+                 (unsigned)geteuid());
+    }
+    return absolute(name, path, size);
+}
+
+int vm_base_directory(const struct description *d, char *path, size_t size,
+                      bool make)
+{
+    uint64_t id = vm_hash(0xcbf29ce484222325ull, d->path, strlen(d->path));
+    char *name;
+    size_t len;
+    int ret = root_directory(path, size);
+
     /* One that is there may be another user's, who would be trusted. */
-    if (n < (int)size && (make || !access(path, F_OK))) {
+    if (!ret && (make || !access(path, F_OK))) {
         ret = vm_make_directory(path);
     }
-    if (!ret && n < (int)size) {
-        n += snprintf(path + n, size - n, "/%.16s-%08x", name,
-                      (unsigned)(id ^ id >> 32));
+    if (ret) {
+        return ret;
     }
+    len = strlen(path);
+    name = path + len + 1;
+    len += snprintf(path + len, size - len, "/%.16s-%08x",
+                    strrchr(d->path, '/') + 1, (unsigned)(id ^ id >> 32));
     /* The sockets' names must fit as well. */
-    if (n + sizeof("/1023/control") > sizeof(((struct sockaddr_un *)0)
-                                             ->sun_path)) {
+    if (len + sizeof("/1023/control") > sizeof(((struct sockaddr_un *)0)
+                                               ->sun_path)) {
         return vm_fail(SNAPSHOT_VM_E_SYSTEM, "\"%s\" is too long for a socket: "
                        "set SNAPSHOT_VM_DIR to a shorter directory", path);
     }
-    return ret || (!make && access(path, F_OK)) ? ret : vm_make_directory(path);
+    /* It becomes part of options of QEMU's. */
+    for (; *name; name++) {
+        if (!isalnum((unsigned char)*name) && !strchr("-_.", *name)) {
+            *name = '_';
+        }
+    }
+    return !make && access(path, F_OK) ? 0 : vm_make_directory(path);
 }
 
-void vm_path(const char *directory, const char *name, char *path,
-                   size_t size)
+void vm_path(const char *directory, const char *name, char *path, size_t size)
 {
     snprintf(path, size, "%s/%s", directory, name);
+}
+
+/* Open a file of an instance, unless it is something that was put there. */
+static int open_file(const char *path, int flags)
+{
+    struct stat st;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | flags,
+                  0600);
+
+    if (fd >= 0 && (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+                    st.st_uid != geteuid())) {
+        close(fd);
+        errno = EPERM;
+        fd = -1;
+    }
+    return fd;
 }
 
 static struct flock lock_of(short type)
@@ -86,12 +148,12 @@ static struct flock lock_of(short type)
 bool vm_is_locked(const char *directory, const char *name)
 {
     struct flock l = lock_of(F_WRLCK);
-    char path[300];
+    char path[VM_PATH];
     bool locked;
     int fd;
 
     vm_path(directory, name, path, sizeof(path));
-    fd = open(path, O_RDWR | O_CLOEXEC);
+    fd = open_file(path, 0);
     if (fd < 0) {
         return false;
     }
@@ -103,11 +165,11 @@ bool vm_is_locked(const char *directory, const char *name)
 int vm_lock_file(const char *directory, const char *name)
 {
     struct flock l = lock_of(F_WRLCK);
-    char path[300];
+    char path[VM_PATH];
     int fd;
 
     vm_path(directory, name, path, sizeof(path));
-    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    fd = open_file(path, O_CREAT);
     if (fd < 0) {
         return vm_fail_system("cannot open", path);
     }
@@ -123,27 +185,67 @@ int vm_lock_file(const char *directory, const char *name)
     return fd;
 }
 
+/*
+ * Make a file of that size.  Its memory is there from now on, as what lacks
+ * later ends a program, and QEMU, by SIGBUS.
+ */
+static int allocate(int fd, const char *path, size_t size)
+{
+    struct stat st;
+    int error;
+
+    if (fstat(fd, &st) < 0 ||
+        ((size_t)st.st_size != size && ftruncate(fd, size) < 0)) {
+        return vm_fail_system("cannot make", path);
+    }
+    do {
+        error = posix_fallocate(fd, 0, size);
+    } while (error == EINTR);
+    if (error) {
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "cannot make %s, of %zu bytes: "
+                       "%s", path, size, strerror(error));
+    }
+    return 0;
+}
+
+int vm_new_file(const char *directory, const char *name, size_t size)
+{
+    char path[VM_PATH];
+    int fd, ret;
+
+    vm_path(directory, name, path, sizeof(path));
+    unlink(path);
+    fd = open_file(path, O_CREAT | O_EXCL);
+    if (fd < 0) {
+        return vm_fail_system("cannot make", path);
+    }
+    ret = allocate(fd, path, size);
+    close(fd);
+    if (ret) {
+        unlink(path);
+    }
+    return ret;
+}
+
 void *vm_map_file(const char *directory, const char *name, size_t size,
                   bool make)
 {
-    char path[300];
+    char path[VM_PATH];
     struct stat st;
     void *p;
     int fd;
 
     vm_path(directory, name, path, sizeof(path));
-    fd = open(path, O_RDWR | O_CLOEXEC | (make ? O_CREAT : 0), 0600);
+    fd = open_file(path, make ? O_CREAT : 0);
     if (fd < 0) {
         vm_fail_system("cannot open", path);
         return NULL;
     }
-    if (fstat(fd, &st) < 0 ||
-        (make && (size_t)st.st_size != size && ftruncate(fd, size) < 0)) {
-        vm_fail_system("cannot make", path);
+    if (make && allocate(fd, path, size)) {
         close(fd);
         return NULL;
     }
-    if (!make && (size_t)st.st_size < size) {
+    if (fstat(fd, &st) < 0 || (size_t)st.st_size < size) {
         vm_fail(SNAPSHOT_VM_E_PROTOCOL, "%s has %zu bytes, not %zu", path,
                 (size_t)st.st_size, size);
         close(fd);

@@ -21,8 +21,10 @@
 
 #include "snapshot-host.h"
 
+#define VM_PATH         300             /* of a file of an instance */
+#define CLOSED_KEPT     64              /* handles */
 #define INSTANCES       SNAPSHOT_VM_INSTANCES
-#define STATE_MAGIC     0x534e5032      /* changes with struct state */
+#define STATE_MAGIC     0x534e5033      /* changes with struct state */
 #define RING_SIZE       (64 * 1024)
 #define TAIL_LINES      12              /* of a console, in an error */
 
@@ -33,6 +35,12 @@
 #define WAIT_END        8000            /* the daemon ends */
 #define WAIT_QUIT       5000            /* QEMU ends, on SIGTERM */
 #define TICK            1000
+
+/* When a program's user is told what is waited for */
+#define TELL_FIRST      5000
+#define TELL_AGAIN      30000
+
+#define SKIP_MAX        64              /* messages that nobody waits for */
 
 /* The last bytes of an endless text */
 struct ring {
@@ -45,6 +53,7 @@ struct state {
     int32_t daemon;
     int32_t qemu;
     int32_t user;
+    uint32_t uses;              /* how often it was opened */
     int32_t ended;              /* QEMU has, with @status as of wait() */
     int32_t status;
     int32_t stop;               /* the daemon shall end QEMU */
@@ -84,8 +93,17 @@ struct snapshot_vm {
     size_t channel_size;
     unsigned char *map;         /* tcg's */
     struct snapshot_area areas[SNAPSHOT_REGIONS];
+    bool open;                  /* it was not closed */
     bool ready;
+    bool moved;                 /* the input's area, since it was asked for */
+    int broken;                 /* the connection is, by this error */
     uint64_t limit_ms;          /* of the run; 0: none */
+    uint32_t stray;             /* a run that may be under way; 0: none is */
+    unsigned skipped;
+    struct snapshot_message run;
+    struct snapshot_message in; /* what has come of the next */
+    size_t in_len;
+    uint64_t in_end;            /* when the rest must be there */
     /* The handler of a signal reads them. */
     volatile uint32_t id;
     volatile sig_atomic_t running;
@@ -107,6 +125,12 @@ int vm_fail_system(const char *what, const char *path);
 /** vm_now_ms: of a clock that is never set */
 uint64_t vm_now_ms(void);
 void vm_sleep_ms(unsigned ms);
+
+/** vm_check: is the handle open?  Returns: 0; -SNAPSHOT_VM_E_USE */
+int vm_check(const struct snapshot_vm *vm);
+
+/** vm_tell: what snapshot_vm_on_wait() has set; NULL: nothing */
+extern void (*vm_tell)(const char *text);
 
 /* vm-description.c */
 
@@ -140,7 +164,16 @@ bool vm_is_locked(const char *directory, const char *name);
  */
 int vm_lock_file(const char *directory, const char *name);
 
-/** vm_map_file: map a file; NULL if that fails */
+/** vm_new_file: make one whose memory is there, in place of any before */
+int vm_new_file(const char *directory, const char *name, size_t size);
+
+/**
+ * vm_map_file: map a file
+ * @make: make it, or make it as large, with all its memory; else it must be as
+ *        large already
+ *
+ * Returns: NULL if that fails
+ */
 void *vm_map_file(const char *directory, const char *name, size_t size,
                   bool make);
 
@@ -165,6 +198,9 @@ int vm_fail_ended(const struct snapshot_vm *vm, int error);
 /** vm_fail_with_output: with the last words of QEMU and of the guest */
 int vm_fail_with_output(const struct snapshot_vm *vm, int error,
                         const char *what);
+
+/** vm_tell_output: @what and the last words, for vm_tell() */
+void vm_tell_output(const struct snapshot_vm *vm, const char *what);
 
 /** vm_set_affinity: let a process run on these CPUs, with all its threads */
 void vm_set_affinity(pid_t pid, const cpu_set_t *cpus);
