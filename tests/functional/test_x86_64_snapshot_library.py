@@ -295,6 +295,18 @@ class Waits(FakeTest):
                     signal.setitimer(signal.ITIMER_REAL, 0)
         self.apart_fails(20, self.lib.E_STUCK, 'not answer', run)
 
+    def test_cancel_early(self):
+        """Catches a run that is cancelled before it is asked for, and lasts."""
+        program = self.scratch_file('cancel')
+        subprocess.run(['gcc', '-O2', '-Wall', '-Werror', '-I', HOST, '-I',
+                        HOST.parents[2] / 'include', '-o', program,
+                        HERE / 'snapshot-host' / 'cancel.c',
+                        *HOST.glob('vm-*.c'), HOST / 'snapshot-host.c'],
+                       check=True)
+        done = subprocess.run([program, self.start('ok')], text=True,
+                              stdout=subprocess.PIPE, timeout=60)
+        self.assertEqual(done.stdout, 'hang, cancelled\n')
+
     def test_frozen(self):
         """QEMU stands still, as under a debugger."""
         path = self.start('ok', 'timeout = 100')
@@ -581,12 +593,13 @@ class Paths(FakeTest):
 
     def test_names(self):
         """What a comma, a space, and a relative path mean to QEMU"""
+        self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.directory)
         os.mkdir('a,b=c')
         for directory in 'relative', 'a,b=c/d,,e', '.':
             os.environ['SNAPSHOT_VM_DIR'] = directory
             for name in 'vm', 'v,m', ',id=x', 'a-very-long-n,ame-it-is':
-                path = self.start('ok', name=name)
+                path = self.start('ok', '-x file=${directory}/x', name=name)
                 with self.lib.Machine(path) as vm:
                     self.assertEqual(vm.run(b'FUZ!C').result, self.lib.CRASH)
                     self.assertTrue(vm.directory.is_absolute())
@@ -597,9 +610,9 @@ class Paths(FakeTest):
                     escaped = os.fsdecode(
                         self.lib._lib.snapshot_vm_directory(
                             vm._vm)).replace(',', ',,')
-                    for file in 'control', 'qmp', 'channel':
+                    for file in 'control', 'qmp', 'channel', 'x':
                         self.assertRegex(
-                            args, 'path=' + re.escape(f'{escaped}/{file}') +
+                            args, '(path|file)=' + re.escape(f'{escaped}/{file}') +
                             '\0')
                 self.lib.stop(path)
 

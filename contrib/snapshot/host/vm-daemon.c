@@ -377,45 +377,6 @@ int vm_fail_ended(const struct snapshot_vm *vm, int error)
     return vm_fail_with_output(vm, error, what);
 }
 
-/* ${instance} and ${directory} in an argument */
-static char *expand(const struct snapshot_vm *vm, const char *arg)
-{
-    static const char instance[] = "${instance}", directory[] = "${directory}";
-    size_t size = strlen(arg) + 1;
-    const char *p;
-    char *s, *to;
-
-    for (p = arg; (p = strchr(p, '$')); p++) {
-        size += sizeof(vm->directory);
-    }
-    s = to = malloc(size);
-    for (p = arg; s && *p;) {
-        if (!strncmp(p, instance, sizeof(instance) - 1)) {
-            to += sprintf(to, "%d", vm->instance);
-            p += sizeof(instance) - 1;
-        } else if (!strncmp(p, directory, sizeof(directory) - 1)) {
-            to += sprintf(to, "%s", vm->directory);
-            p += sizeof(directory) - 1;
-        } else {
-            *to++ = *p++;
-        }
-    }
-    if (s) {
-        *to = 0;
-    }
-    return s;
-}
-
-static void free_arguments(char **argv)
-{
-    char **p;
-
-    for (p = argv; p && *p; p++) {
-        free(*p);
-    }
-    free(argv);
-}
-
 /* A value in an option of QEMU's: commas are doubled */
 static char *escape(const char *value)
 {
@@ -427,6 +388,48 @@ static char *escape(const char *value)
         }
     }
     return s;
+}
+
+/* ${instance} and ${directory} in an argument */
+static char *expand(const struct snapshot_vm *vm, const char *arg)
+{
+    static const char instance[] = "${instance}", directory[] = "${directory}";
+    char *escaped = escape(vm->directory);
+    size_t size = strlen(arg) + 1;
+    const char *p;
+    char *s, *to;
+
+    for (p = arg; (p = strchr(p, '$')); p++) {
+        size += 2 * sizeof(vm->directory);
+    }
+    s = to = escaped ? malloc(size) : NULL;
+    for (p = arg; s && *p;) {
+        if (!strncmp(p, instance, sizeof(instance) - 1)) {
+            to += sprintf(to, "%d", vm->instance);
+            p += sizeof(instance) - 1;
+        } else if (!strncmp(p, directory, sizeof(directory) - 1)) {
+            to += sprintf(to, "%s", p > arg && p[-1] == '=' ? escaped :
+                          vm->directory);
+            p += sizeof(directory) - 1;
+        } else {
+            *to++ = *p++;
+        }
+    }
+    if (s) {
+        *to = 0;
+    }
+    free(escaped);
+    return s;
+}
+
+static void free_arguments(char **argv)
+{
+    char **p;
+
+    for (p = argv; p && *p; p++) {
+        free(*p);
+    }
+    free(argv);
 }
 
 static char *format(const char *f, ...) __attribute__((format(printf, 1, 2)));

@@ -186,7 +186,7 @@ int vm_lock_file(const char *directory, const char *name)
 }
 
 /*
- * Make a file of that size.  Its memory is there from now on, as what lacks
+ * Make a file at least of that size.  Its memory is there from now on, as what lacks
  * later ends a program, and QEMU, by SIGBUS.
  */
 static int allocate(int fd, const char *path, size_t size)
@@ -195,7 +195,7 @@ static int allocate(int fd, const char *path, size_t size)
     int error;
 
     if (fstat(fd, &st) < 0 ||
-        ((size_t)st.st_size != size && ftruncate(fd, size) < 0)) {
+        ((size_t)st.st_size < size && ftruncate(fd, size) < 0)) {
         return vm_fail_system("cannot make", path);
     }
     do {

@@ -440,6 +440,16 @@ int snapshot_vm_fd(const struct snapshot_vm *vm)
     return vm->fd;
 }
 
+static void cancel(struct snapshot_vm *vm, uint32_t id)
+{
+    struct snapshot_message m = {
+        .type = htole32(SNAPSHOT_MSG_CANCEL),
+        .id = htole32(id),
+    };
+
+    send(vm->fd, &m, sizeof(m), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 /* What is wrong with the connection, the end tells, but for this. */
 static int ask_for_run(struct snapshot_vm *vm)
 {
@@ -447,6 +457,10 @@ static int ask_for_run(struct snapshot_vm *vm)
         return give_up(vm, vm_fail_with_output(vm, SNAPSHOT_VM_E_STUCK, "QEMU "
                                                "does not take a message any "
                                                "more"));
+    }
+    /* A signal may have wanted it before it was there. */
+    if (vm->cancelled) {
+        cancel(vm, vm->id);
     }
     return 0;
 }
@@ -498,16 +512,6 @@ int snapshot_vm_begin(struct snapshot_vm *vm, size_t length,
     vm->id++;
     vm->running = 1;
     return ask_for_run(vm);
-}
-
-static void cancel(struct snapshot_vm *vm, uint32_t id)
-{
-    struct snapshot_message m = {
-        .type = htole32(SNAPSHOT_MSG_CANCEL),
-        .id = htole32(id),
-    };
-
-    send(vm->fd, &m, sizeof(m), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 void snapshot_vm_cancel(struct snapshot_vm *vm)
@@ -572,14 +576,8 @@ static int refused(struct snapshot_vm *vm, const struct snapshot_message *m)
 /* A run that nobody waited for has ended. */
 static int stray_ended(struct snapshot_vm *vm)
 {
-    int ret;
-
     vm->stray = 0;
-    ret = ask_for_run(vm);
-    if (!ret && vm->cancelled) {
-        cancel(vm, vm->id);
-    }
-    return ret;
+    return ask_for_run(vm);
 }
 
 /* Returns: 1 if it is the run's end, with @result; 0; a negative error */
