@@ -255,12 +255,16 @@ class Waits(FakeTest):
 
     def test_part(self):
         """A QEMU that stops in the middle of a message"""
+        processes = []
         for kind in 1, 2, 4:
             for limits in None, self.lib.Limits():
-                path = self.start(f'part {kind}', name=f'part{kind}')
-                self.apart_fails(15, self.lib.E_STUCK, '10 of the 64 bytes',
-                                 self.run_apart(path, limits))
-                self.lib.stop(path)
+                path = self.start(f'part {kind}',
+                                  name=f'part{kind}{bool(limits)}')
+                processes.append(self.begin_apart(self.run_apart(path,
+                                                                 limits)))
+        for process in processes:
+            self.check_failed(self.lib.E_STUCK, '10 of the 64 bytes', 15,
+                              process)
 
     def test_pieces(self):
         """Catches a message that is not put together again."""
@@ -349,6 +353,27 @@ class Waits(FakeTest):
                                   stderr=subprocess.STDOUT, text=True)
             self.assertRegex(done.stdout, words)
             self.assertEqual(done.returncode, status, done.stdout)
+
+    def test_slow_start(self):
+        """QEMU may take as long to start as its guest, and is told of."""
+        path = self.start('slow start', 'boot = 30')
+        done = subprocess.run([host_programs() / 'snapshot-vm', 'start', path],
+                              stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr, 'for 5 s, QEMU does not say HELLO; until '
+                         '30 s')
+
+    def test_no_input(self):
+        """Catches a file that cannot be read, taken for an empty input."""
+        path = self.start('ok')
+        programs = host_programs()
+        for command in ([programs / 'snapshot-vm', 'run', path, '/'],
+                        [programs / 'snapshot-vm', 'run', path, '/nowhere'],
+                        [programs / 'afl-snapshot', path, '/nowhere']):
+            done = subprocess.run(command, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True)
+            self.assertEqual(done.returncode, 1, command)
+            self.assertRegex(done.stdout, 'Is a directory|No such file')
 
     def test_numbers(self):
         """Catches a word that is taken for the number 0."""
@@ -469,14 +494,23 @@ class Handles(FakeTest):
         that run begins, though its host was told of the reset. Catches the
         next one, for which the guest is not READY, waiting for ever.
         """
-        path = self.start('early', 'boot = 5')
+        for mode in 'early', 'early and short':
+            path = self.start(mode, 'boot = 5', name=mode[-5:])
 
-        def use():
-            with self.lib.Machine(path) as vm:
+            def use():
+                with self.lib.Machine(path) as vm:
+                    self.assert_fails(self.lib.E_ENDED, 'reset', vm.run, b'FU')
+                    for data in b'', b'FUZ!', b'FUZ':
+                        self.assertEqual(vm.run(data).host_ns,
+                                         1000 + len(data))
+            self.apart(20, use)
+
+        def use_mute():
+            with self.lib.Machine(self.start('early and mute', name='m')) as vm:
                 self.assert_fails(self.lib.E_ENDED, 'reset', vm.run, b'FU')
-                for data in b'', b'FUZ!', b'FUZ':
-                    self.assertEqual(vm.run(data).host_ns, 1000 + len(data))
-        self.apart(20, use)
+                vm.run(b'', self.lib.Limits())
+        self.apart_fails(20, self.lib.E_STUCK, 'run 1 was told to end',
+                         use_mute)
 
 
 class Dead(FakeTest):
@@ -611,9 +645,8 @@ class Paths(FakeTest):
                         self.lib._lib.snapshot_vm_directory(
                             vm._vm)).replace(',', ',,')
                     for file in 'control', 'qmp', 'channel', 'x':
-                        self.assertRegex(
-                            args, '(path|file)=' + re.escape(f'{escaped}/{file}') +
-                            '\0')
+                        self.assertRegex(args, '(path|file)=' + re.escape(
+                            f'{escaped}/{file}') + '\0')
                 self.lib.stop(path)
 
     def test_long_option(self):
@@ -695,9 +728,9 @@ except lib.Failure as failure:
         path = self.start('ok', 'channel = 2M')
         for size in '64k', '300k', '4m':
             done = subprocess.run(
-                ['unshare', '-rm', 'sh', '-c', 'mount -t tmpfs -o mode=700,size='
-                 + size + ' none "$SNAPSHOT_VM_DIR" || exit 77; exec "$@"',
-                 'sh', sys.executable, '-c', script, path],
+                ['unshare', '-rm', 'sh', '-c', 'mount -t tmpfs -o size=' +
+                 size + ',mode=700 none "$SNAPSHOT_VM_DIR" || exit 77; '
+                 'exec "$@"', 'sh', sys.executable, '-c', script, path],
                 env={**os.environ, 'HOST': str(HOST)}, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
             if done.returncode == 77 or 'unshare' in done.stdout:

@@ -376,6 +376,10 @@ static bool load(size_t *len)
         unsigned char more;
         ssize_t n;
 
+        if (fd < 0) {
+            tell("cannot open %s: %s", input_file, strerror(errno));
+            exit(1);
+        }
         length = 0;
         while (length < size &&
                ((n = pread(fd, input + length, size - length, length)) > 0 ||
@@ -384,7 +388,7 @@ static bool load(size_t *len)
             length += n;
         }
         length += length == size && pread(fd, &more, 1, size) > 0;
-        if (input_file && fd >= 0) {
+        if (input_file) {
             close(fd);
         }
     }
@@ -689,8 +693,8 @@ int main(int argc, char **argv)
     /* AFL++ wants a size that it can look at by words. */
     size = (snapshot_vm_coverage_size(vm) + 63) & ~(size_t)63;
     if (!size) {
-        tell("the guest has no coverage: it registers no region for it, and "
-             "%s has no \"coverage = tcg\"", description);
+        tell_user("the guest has no coverage: it registers no region for it, "
+                  "and the description has no \"coverage = tcg\"");
         size = 64;
     }
     /*

@@ -130,7 +130,7 @@ static int take(struct snapshot_vm *vm, const char *base, int instance)
     }
     vm->state = vm_map_file(vm->directory, "state", sizeof(*vm->state), true);
     if (!vm->state) {
-        return -SNAPSHOT_VM_E_SYSTEM;
+        return -snapshot_vm_error_code();
     }
     vm->state->user = getpid();
     vm->state->uses++;

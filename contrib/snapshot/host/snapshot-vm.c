@@ -117,7 +117,10 @@ static long load(struct snapshot_vm *vm, const char *path)
         return -1;
     }
     n = fread(input, 1, size, f);
-    if (n == size && fgetc(f) != EOF) {
+    if (ferror(f)) {
+        fprintf(stderr, "snapshot-vm: %s: %s\n", path, strerror(errno));
+        n = -1;
+    } else if (n == size && fgetc(f) != EOF) {
         fprintf(stderr, "snapshot-vm: %s: the guest takes %zu bytes only\n",
                 path, size);
         n = -1;

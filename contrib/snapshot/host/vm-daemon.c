@@ -556,7 +556,7 @@ int vm_start(struct snapshot_vm *vm)
     }
     state->magic = STATE_MAGIC;
     state->daemon = state->qemu = 0;
-    state->ended = state->status = state->stop = 0;
+    state->ended = state->status = state->stop = state->answers = 0;
     state->console.written = state->messages.written = 0;
     state->description = vm->d.hash;
     child = fork();

@@ -186,8 +186,8 @@ int vm_lock_file(const char *directory, const char *name)
 }
 
 /*
- * Make a file at least of that size.  Its memory is there from now on, as what lacks
- * later ends a program, and QEMU, by SIGBUS.
+ * Make a file at least of that size.  Its memory is there from now on, as what
+ * lacks later ends a program, and QEMU, by SIGBUS.
  */
 static int allocate(int fd, const char *path, size_t size)
 {

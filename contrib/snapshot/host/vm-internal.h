@@ -57,6 +57,7 @@ struct state {
     int32_t ended;              /* QEMU has, with @status as of wait() */
     int32_t status;
     int32_t stop;               /* the daemon shall end QEMU */
+    int32_t answers;            /* QEMU has said HELLO */
     uint64_t description;       /* hash of its content */
     struct ring console;
     struct ring messages;
@@ -99,6 +100,7 @@ struct snapshot_vm {
     int broken;                 /* the connection is, by this error */
     uint64_t limit_ms;          /* of the run; 0: none */
     uint32_t stray;             /* a run that may be under way; 0: none is */
+    bool refused;               /* the next was, for that one */
     unsigned skipped;
     struct snapshot_message run;
     struct snapshot_message in; /* what has come of the next */

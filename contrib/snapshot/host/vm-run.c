@@ -195,9 +195,9 @@ static int skip(struct snapshot_vm *vm, const struct snapshot_message *m)
     return 0;
 }
 
-/* Tell a program's user what takes so long. */
-static void tell_wait(const struct snapshot_vm *vm, uint64_t since,
-                      uint64_t *next)
+/* Tell a program's user what takes so long: up to @limit, in ms. */
+static void tell_wait(const struct snapshot_vm *vm, const char *lacks,
+                      uint64_t since, uint64_t limit, uint64_t *next)
 {
     uint64_t now = vm_now_ms();
     char what[200];
@@ -209,9 +209,9 @@ static void tell_wait(const struct snapshot_vm *vm, uint64_t since,
         return;
     }
     *next = now + TELL_AGAIN;
-    snprintf(what, sizeof(what), "for %llu s, the guest is not READY; until "
-             "%llu s, it is waited for", (unsigned long long)(now - since) /
-             1000, (unsigned long long)vm->d.boot_ms / 1000);
+    snprintf(what, sizeof(what), "for %llu s, %s; until %llu s, it is waited "
+             "for", (unsigned long long)(now - since) / 1000, lacks,
+             (unsigned long long)limit / 1000);
     vm_tell_output(vm, what);
 }
 
@@ -238,7 +238,7 @@ static int wait_ready(struct snapshot_vm *vm)
         if (ret < 0) {
             return give_up(vm, ret);
         }
-        tell_wait(vm, since, &next);
+        tell_wait(vm, "the guest is not READY", since, vm->d.boot_ms, &next);
     }
     return 0;
 }
@@ -247,21 +247,29 @@ static int map_channel(struct snapshot_vm *vm, size_t size)
 {
     vm->channel = vm_map_file(vm->directory, "channel", size, false);
     if (!vm->channel) {
-        return -SNAPSHOT_VM_E_PROTOCOL;
+        return -snapshot_vm_error_code();
     }
     vm->channel_size = size;
     if (vm->d.tcg) {
         vm->map = vm_map_file(vm->directory, "map", vm->d.coverage, false);
         if (!vm->map) {
-            return -SNAPSHOT_VM_E_PROTOCOL;
+            return -snapshot_vm_error_code();
         }
     }
     return 0;
 }
 
+/* QEMU that starts may need as long as its guest; later, it answers. */
+static uint64_t start_limit(const struct snapshot_vm *vm, uint64_t usual)
+{
+    return vm->state->answers || vm->d.boot_ms < usual ? usual :
+        vm->d.boot_ms;
+}
+
 static int hello(struct snapshot_vm *vm)
 {
-    uint64_t end = 0;
+    uint64_t since = vm_now_ms(), limit = start_limit(vm, WAIT_HELLO);
+    uint64_t end = 0, next = 0;
     struct snapshot_message m, reply = {
         .type = htole32(SNAPSHOT_MSG_HELLO),
         .hello = {
@@ -272,7 +280,8 @@ static int hello(struct snapshot_vm *vm)
     int ret;
 
     while (!(ret = receive(vm, &m))) {
-        if (is_over(&end, WAIT_HELLO)) {
+        tell_wait(vm, "QEMU does not say HELLO", since, limit, &next);
+        if (is_over(&end, limit)) {
             return vm_fail(SNAPSHOT_VM_E_BUSY, "%s/control: no HELLO: another "
                            "program is connected to it, or QEMU hangs",
                            vm->directory);
@@ -281,6 +290,7 @@ static int hello(struct snapshot_vm *vm)
     if (ret < 0) {
         return ret;
     }
+    vm->state->answers = 1;
     if (le32toh(m.type) != SNAPSHOT_MSG_HELLO ||
         le32toh(m.hello.magic) != SNAPSHOT_CONTROL_MAGIC) {
         return vm_fail(SNAPSHOT_VM_E_PROTOCOL, "%s/control: not a snapshot "
@@ -303,7 +313,8 @@ static int connect_control(struct snapshot_vm *vm)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     struct timeval tick = { .tv_sec = TICK / 1000 };
-    uint64_t end = 0;
+    uint64_t since = vm_now_ms(), limit = start_limit(vm, WAIT_SOCKET);
+    uint64_t end = 0, next = 0;
     int ret;
 
     if ((size_t)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/control",
@@ -331,7 +342,8 @@ static int connect_control(struct snapshot_vm *vm)
         if (vm_has_ended(vm, 0)) {
             return vm_fail_ended(vm, SNAPSHOT_VM_E_DIED);
         }
-        if (is_over(&end, WAIT_SOCKET)) {
+        tell_wait(vm, "QEMU has not opened its sockets", since, limit, &next);
+        if (is_over(&end, limit)) {
             return vm_fail_with_output(vm, SNAPSHOT_VM_E_STUCK, "QEMU does not "
                                        "open its sockets");
         }
@@ -346,6 +358,7 @@ void vm_disconnect(struct snapshot_vm *vm)
     vm->moved = false;
     vm->broken = SNAPSHOT_VM_E_DIED;
     vm->stray = 0;
+    vm->refused = false;
     memset(vm->areas, 0, sizeof(vm->areas));
     vm->in_len = 0;
     vm->in_end = 0;
@@ -553,6 +566,7 @@ static int end_not_ready(struct snapshot_vm *vm, int ret)
     vm->running = 0;
     vm->ready = false;
     vm->stray = vm->id;
+    vm->refused = false;
     return ret;
 }
 
@@ -562,6 +576,7 @@ static int refused(struct snapshot_vm *vm, const struct snapshot_message *m)
 
     if (reason == SNAPSHOT_REFUSED_NOT_READY && vm->stray) {
         /* RUN is sent again when the run that is in its way has ended. */
+        vm->refused = true;
         cancel(vm, vm->stray);
         return 0;
     }
@@ -576,8 +591,11 @@ static int refused(struct snapshot_vm *vm, const struct snapshot_message *m)
 /* A run that nobody waited for has ended. */
 static int stray_ended(struct snapshot_vm *vm)
 {
+    bool refused = vm->refused;
+
     vm->stray = 0;
-    return ask_for_run(vm);
+    vm->refused = false;
+    return refused ? ask_for_run(vm) : 0;
 }
 
 /* Returns: 1 if it is the run's end, with @result; 0; a negative error */
@@ -597,6 +615,7 @@ static int take_message(struct snapshot_vm *vm,
         }
         vm->running = 0;
         vm->stray = 0;
+        vm->refused = false;
         return 1;
     }
     if (type == SNAPSHOT_MSG_ENDED) {
@@ -617,7 +636,7 @@ static int take_message(struct snapshot_vm *vm,
 
 int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result)
 {
-    uint64_t end = 0, end_cancelled = 0;
+    uint64_t end = 0, end_cancelled = 0, end_stray = 0;
     struct snapshot_message m;
     int ret = vm_check(vm);
 
@@ -643,12 +662,13 @@ int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result)
             is_over(&end, vm->limit_ms + WAIT_ANSWER)) {
             snapshot_vm_cancel(vm);
         }
-        if (vm->cancelled && is_over(&end_cancelled, WAIT_ANSWER)) {
+        if ((vm->cancelled && is_over(&end_cancelled, WAIT_ANSWER)) ||
+            (vm->refused && is_over(&end_stray, WAIT_ANSWER))) {
             char what[128];
 
             snprintf(what, sizeof(what), "QEMU does not answer any more: run "
                      "%u was told to end, and has no RESULT after %u s",
-                     vm->id, WAIT_ANSWER / 1000);
+                     vm->refused ? vm->stray : vm->id, WAIT_ANSWER / 1000);
             return give_up(vm, vm_fail_with_output(vm, SNAPSHOT_VM_E_STUCK,
                                                    what));
         }

@@ -35,6 +35,7 @@ ssize_t send(int fd, const void *data, size_t len, int flags)
 
 int main(int argc, char **argv)
 {
+    const struct sigaction action = { .sa_handler = on_signal };
     const struct snapshot_vm_limits none = { 0 };
     struct snapshot_vm_result r;
     size_t size;
@@ -42,7 +43,7 @@ int main(int argc, char **argv)
     if (argc != 2) {
         return 2;
     }
-    signal(SIGALRM, on_signal);
+    sigaction(SIGALRM, &action, NULL);
     vm = snapshot_vm_open(argv[1], -1, 0);
     if (!vm) {
         puts(snapshot_vm_error());

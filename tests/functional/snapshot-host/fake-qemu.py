@@ -102,7 +102,7 @@ class Fake:
             return
         if self.mode != 'mute':
             self.send_ready()
-        if self.mode == 'early':
+        if self.mode in ('early', 'early and short', 'early and mute'):
             self.early()
         while request := self.receive():
             if request[0] == RUN:
@@ -110,11 +110,20 @@ class Fake:
 
     def early(self):
         """It is reset and READY again before it is asked for its first run."""
+        mode = self.mode
         self.end('ended')
         run = self.receive()[1]
+        if mode == 'early and short':
+            self.send(RESULT, run)
+            run = None
+        last = None
         while request := self.receive():
             kind, number, length = request
-            if kind == CANCEL and number == run:
+            if kind == RUN and number == last and not run:
+                os.abort()
+            if kind == RUN and not run:
+                last = number
+            if kind == CANCEL and number == run and mode == 'early':
                 run = None
                 self.send(RESULT, number, struct.pack('<II', 3, 7))
             elif kind == RUN and run:
@@ -184,6 +193,8 @@ def main():
     control = socket.socket(socket.AF_UNIX)
     control.bind(option(words, r'path=((?:[^ ,]|,,)+/control)'))
     control.listen(1)
+    if mode == 'slow start':
+        time.sleep(13)
     fake = Fake(mode, channel)
     while True:
         fake.host = control.accept()[0]

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tests of programs that have a machine of contrib/snapshot/host"""
 
+import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from .machines import MachinesTest, library
+from .machines import HOST, MachinesTest
 
 
 def monitor(directory):
@@ -21,7 +23,8 @@ def monitor(directory):
 
 def hold(path, data, pipe):
     """Of a process of its own: begin a run, and be killed"""
-    vm = library().Machine(path)
+    sys.path.insert(0, str(HOST))
+    vm = importlib.import_module('snapshot_host').Machine(path)
     if data is not None:
         vm.begin(data)
     pipe.send(vm.instance)
@@ -30,23 +33,25 @@ def hold(path, data, pipe):
 
 class HostTest(MachinesTest):
 
-    def outcome_apart(self, seconds, call, *args):
-        """
-        Of a process of its own, as it may hang, or end by a signal. Returns:
-        None, or the code and text of a Failure
-        """
+    def begin_apart(self, call, *args):
+        """In a process of its own, as it may hang, or end by a signal"""
         here, there = multiprocessing.Pipe()
         pid = os.fork()
-        if not pid:
-            try:
-                call(*args)
-                there.send(None)
-            except self.lib.Failure as failure:
-                there.send((failure.code, str(failure)))
-            except BaseException:
-                there.send(traceback.format_exc())
-            os._exit(0)
-        there.close()
+        if pid:
+            there.close()
+            return pid, here
+        try:
+            call(*args)
+            there.send(None)
+        except self.lib.Failure as failure:
+            there.send((failure.code, str(failure)))
+        except BaseException:
+            there.send(traceback.format_exc())
+        os._exit(0)
+
+    def end_apart(self, seconds, process):
+        """Returns: None, or the code and text of a Failure"""
+        pid, here = process
         try:
             self.assertTrue(here.poll(seconds), f'it takes over {seconds} s')
             result = here.recv()
@@ -57,17 +62,22 @@ class HostTest(MachinesTest):
             if pid:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+            here.close()
         self.assertNotIsInstance(result, str, result)
         return result
 
     def apart(self, seconds, call, *args):
-        self.assertIsNone(self.outcome_apart(seconds, call, *args))
+        self.assertIsNone(self.end_apart(seconds,
+                                         self.begin_apart(call, *args)))
 
-    def apart_fails(self, seconds, code, words, call, *args):
-        failure = self.outcome_apart(seconds, call, *args)
+    def check_failed(self, code, words, seconds, process):
+        failure = self.end_apart(seconds, process)
         self.assertIsNotNone(failure, 'it did not fail')
         self.assertEqual(failure[0], code, failure[1])
         self.assertRegex(failure[1], words)
+
+    def apart_fails(self, seconds, code, words, call, *args):
+        self.check_failed(code, words, seconds, self.begin_apart(call, *args))
 
     def assert_fails(self, code, words, call, *args):
         with self.assertRaises(self.lib.Failure) as caught:
