@@ -36,8 +36,7 @@
 #define DEPTH_MAX       4
 #define ENTRIES_MAX     64
 
-/* As in <linux/fs.h> and <linux/loop.h>, which musl-gcc does not find */
-#define BLKFLSBUF               0x1261
+/* As in <linux/loop.h>, which musl-gcc does not find */
 #define LOOP_SET_FD             0x4c00
 #define LOOP_CTL_GET_FREE       0x4c82
 
