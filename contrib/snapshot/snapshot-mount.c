@@ -69,7 +69,7 @@ static void fail(const char *what, const char *why)
     exit(1);
 }
 
-/* ------------------------------------------------------- what a run looks at */
+/* ------------------------------------------------------ what a run looks at */
 
 static void look_at_file(int fd)
 {
@@ -270,7 +270,7 @@ int main(int argc, char **argv)
             writable = true;
             break;
         case 's':
-            size = (strtoul(optarg, NULL, 0) + 4095) & ~4095ul;
+            size = (atol(optarg) + 4095) & ~4095ul;
             break;
         case 'o':
             options = optarg;

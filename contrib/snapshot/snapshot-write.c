@@ -31,7 +31,7 @@ int main(int argc, char **argv)
     int c, fd;
 
     while ((c = getopt(argc, argv, "s:")) != -1) {
-        size = c == 's' ? strtoul(optarg, NULL, 0) : 0;
+        size = c == 's' ? atol(optarg) : 0;
     }
     if (argc != optind + 1 || !size) {
         fprintf(stderr, "usage: snapshot-write [-s SIZE] FILE\n");

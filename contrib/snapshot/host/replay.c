@@ -111,7 +111,7 @@ static int execute(struct monitor *m, const char *command, const char *name,
     return answer(m);
 }
 
-/* A command of the monitor for people, which answers with @expected, in words */
+/* A command of the monitor for people, whose answer has @expected in it */
 static int tell(struct monitor *m, const char *expected, const char *format,
                 ...) __attribute__((format(printf, 3, 4)));
 
