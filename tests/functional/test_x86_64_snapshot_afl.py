@@ -7,14 +7,20 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+from multiprocessing.shared_memory import SharedMemory
 import os
 from pathlib import Path
+import random
 import re
+import select
 import shutil
 import signal
+import struct
 import subprocess
+import sys
 import time
 
+from snapshot.hosts import monitor
 from snapshot.machines import MachinesTest, host_programs
 
 
@@ -28,6 +34,185 @@ def tools():
         return [Path(path) for path in named.split(':')]
     found = shutil.which('afl-fuzz')
     return [Path(found).parent] if found else []
+
+
+class Fuzzer:
+    """What AFL++ says to its target, at a moment that a test chooses"""
+
+    def __init__(self, command, scratch):
+        self.file = Path(scratch)
+        self.map = SharedMemory(create=True, size=65536)
+        to_target, self.control = os.pipe()
+        self.status, from_target = os.pipe()
+
+        def prepare():
+            os.dup2(to_target, 198)
+            os.dup2(from_target, 199)
+        self.process = subprocess.Popen(
+            [*command, self.file], preexec_fn=prepare, close_fds=False,
+            env={**os.environ, '__AFL_SHM_ID': '/' + self.map.name},
+            stderr=subprocess.DEVNULL)
+        os.close(to_target)
+        os.close(from_target)
+        self.timed_out = 0
+        assert self.read() & 0x80000001 == 0x80000001
+
+    def readable(self, seconds):
+        return bool(select.select([self.status], [], [], seconds)[0])
+
+    def read(self):
+        assert self.readable(30), 'the target does not answer'
+        return struct.unpack('=I', os.read(self.status, 4))[0]
+
+    def begin(self, data):
+        """Returns: the process that is killed if the run takes too long"""
+        self.file.write_bytes(data)
+        os.write(self.control, struct.pack('=I', self.timed_out))
+        self.timed_out = 0
+        return self.read()
+
+    def kill(self, pid, how=signal.SIGKILL):
+        os.kill(pid, how)
+        self.timed_out = 1
+
+    def close(self):
+        os.close(self.control)
+        os.close(self.status)
+        self.process.wait(timeout=20)
+        self.map.close()
+        self.map.unlink()
+
+
+class Server(MachinesTest):
+    """The fork server's side, without AFL++"""
+
+    def fuzzer(self, *options, before=()):
+        self.path = self.describe_guest(*options)
+        with self.lib.Machine(self.path):
+            pass
+        command = [*before, host_programs() / 'afl-snapshot', self.path]
+        fuzzer = Fuzzer(command, self.scratch_file('input'))
+        self.addCleanup(fuzzer.close)
+        return fuzzer
+
+    def log_text(self):
+        return Path(self.lib.status(self.path).directory.decode(),
+                    'log').read_text(errors='replace')
+
+    def test_late_kill(self):
+        """
+        A run ends the moment that it is killed for taking too long. Catches
+        the end of the process that stood for it, taken for the next run's:
+        a crash by signal 9 that is none.
+        """
+        fuzzer = self.fuzzer('timeout = 0')
+        cpu = max(os.sched_getaffinity(0))
+        busy = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+        self.addCleanup(busy.wait)
+        self.addCleanup(busy.kill)
+        os.sched_setaffinity(busy.pid, {cpu})
+        for i in range(20):
+            pid = fuzzer.begin(b'FUZ?')
+            # It gets no time to end in.
+            os.sched_setaffinity(pid, {cpu})
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+            self.assertTrue(fuzzer.readable(30))
+            how = (signal.SIGKILL, signal.SIGTERM)[i % 2]
+            fuzzer.kill(pid, how)
+            self.assertEqual(fuzzer.read(), 0)
+            pid = fuzzer.begin(b'FUZ!H')
+            self.assertFalse(fuzzer.readable(0.2), 'the run after was ended')
+            fuzzer.kill(pid, how)
+            self.assertEqual(fuzzer.read(), how)
+
+    def test_kill_near_the_end(self):
+        """The same at any moment of a run, and with the CPU's own order"""
+        rng = random.Random(1)
+        cpus = os.sched_getaffinity(0)
+        self.addCleanup(os.sched_setaffinity, 0, cpus)
+        os.sched_setaffinity(0, {min(cpus)})
+        fuzzer = self.fuzzer()
+        for i in range(1000):
+            pid = fuzzer.begin(b'FUZ?')
+            time.sleep(rng.random() * 2e-4)
+            fuzzer.kill(pid)
+            self.assertIn(fuzzer.read(), (0, signal.SIGKILL))
+            fuzzer.begin(b'FUx')
+            self.assertEqual(fuzzer.read(), 0, i)
+
+    def test_kill(self):
+        """One that is killed in time is told of as AFL++ wants it."""
+        fuzzer = self.fuzzer('timeout = 0')
+        for how in signal.SIGKILL, signal.SIGTERM:
+            pid = fuzzer.begin(b'FUZ!H')
+            self.assertFalse(fuzzer.readable(0.3))
+            fuzzer.kill(pid, how)
+            self.assertEqual(fuzzer.read(), how)
+            fuzzer.begin(b'FUx')
+            self.assertEqual(fuzzer.read(), 0)
+
+    def interrupts(self):
+        """How many the fuzzer gets, which is this process"""
+        got = []
+        old = signal.signal(signal.SIGINT, lambda *_: got.append(1))
+        self.addCleanup(signal.signal, signal.SIGINT, old)
+        return got
+
+    def test_stop(self):
+        """
+        The guest wants no more. Catches a script or a debugger, which is no
+        fuzzer, that is ended instead.
+        """
+        got = self.interrupts()
+        for before in (), ('sh', '-c', '"$@"; echo ended', 'sh'):
+            fuzzer = self.fuzzer(before=before)
+            fuzzer.begin(b'FUZ!S')
+            self.assertEqual(fuzzer.read(), 0)
+            self.assertEqual(len(got), 1)
+            got.clear()
+            # It is up to the fuzzer.
+            fuzzer.begin(b'FUx')
+            self.assertEqual(fuzzer.read(), 0)
+            self.assertIsNone(fuzzer.process.poll())
+            self.lib.stop(self.path)
+
+    def test_stop_nobody(self):
+        """Catches a signal to whoever adopted it."""
+        got = self.interrupts()
+        fuzzer = self.fuzzer(before=('sh', '-c', '"$@" & sleep 0.5', 'sh'))
+        fuzzer.process.wait(timeout=10)
+        fuzzer.begin(b'FUZ!S')
+        self.assertEqual(fuzzer.read(), 0)
+        self.assertEqual(got, [])
+        self.assertIn('no process that this one descends from',
+                      self.log_text())
+
+    def test_reset(self):
+        """A user's reset between two runs costs none of them."""
+        fuzzer = self.fuzzer()
+        for data, status in ((b'FUx', 0), (b'FUZ!C', 11), (b'FUx', 0)):
+            with monitor(self.lib.status(self.path).directory) as qmp:
+                qmp.cmd('system_reset')
+            # The guest may be READY again, or not yet.
+            time.sleep(2 if status else 0)
+            fuzzer.begin(data)
+            self.assertEqual(fuzzer.read(), status)
+
+    def test_mute(self):
+        """Catches a start that takes long, and says nothing to the user."""
+        path = self.describe_guest('boot = 8', options='mute=1')
+        said = self.scratch_file('said')
+        fuzzer = ('import os, sys; r, w = os.pipe(); os.dup2(w, 199); '
+                  'os.dup2(r, 198); import subprocess; '
+                  'subprocess.run(sys.argv[1:], pass_fds=(198, 199), '
+                  'stderr=subprocess.DEVNULL)')
+        with open(said, 'w', encoding='utf-8') as stderr:
+            subprocess.run([sys.executable, '-c', fuzzer,
+                            host_programs() / 'afl-snapshot', path],
+                           stderr=stderr, timeout=60)
+        self.assertRegex(Path(said).read_text(encoding='utf-8'),
+                         r'(?s)for 5 s, the guest is not READY.*the guest is '
+                         r'there.*did not get READY in 8 s.*the guest is there')
 
 
 class Afl(MachinesTest):
@@ -182,21 +367,43 @@ class Afl(MachinesTest):
             self.wait_for_nobody()
             self.check_one_machine()
 
+    def start_role(self, role, name, out, *args):
+        return subprocess.Popen(
+            self.command('afl-fuzz', '-o', out, role, name, '-i', *args),
+            env={**self.env, **({'AFL_IMPORT_FIRST': '1'} if name == 'c' else
+                                {})},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def test_parallel(self):
-        """Catches two that share a machine, or wait for one."""
+        """
+        Two on two CPUs, each with a machine and a seed of its own. Catches two
+        that share a machine, or wait for one; one that finds nothing; and
+        finds that AFL++'s own sync does not carry to another.
+        """
         for _ in self.each_version():
-            seeds, out = self.inputs(seed=b'FU'), self.work / 'out'
-            both = [subprocess.Popen(
-                self.command('afl-fuzz', '-i', seeds, '-o', out, '-V', '6',
-                             role, name), env=self.env,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                for role, name in (('-M', 'a'), ('-S', 'b'))]
-            for process in both:
-                process.wait(timeout=100)
-            for name in 'ab':
+            out = self.work / 'out'
+            seeds = self.inputs(a=b'FUZ!', b=b'zz')
+            both = {}
+            for name, role in (('a', '-M'), ('b', '-S')):
+                own = self.work / name
+                own.mkdir()
+                shutil.copy(seeds / name, own)
+                both[name] = self.start_role(role, name, out, own, '-V', '12'
+                                             if name == 'a' else '5')
+            self.assertEqual(both['b'].wait(timeout=100), 0)
+            # A third, on its machine, has no time to find so much.
+            self.assertEqual(self.start_role(
+                '-S', 'c', out, self.work / 'b', '-V', '2').wait(timeout=100),
+                0)
+            self.assertIsNone(both['a'].poll())
+            self.assertEqual(both['a'].wait(timeout=100), 0)
+            for name, words in (('a', 'op:'), ('b', 'op:'), ('c', 'sync:a')):
                 stats = (out / name / 'fuzzer_stats').read_text()
                 runs = int(re.search(r'execs_done +: (\d+)', stats)[1])
                 self.assertGreater(runs, 100)
+                files = [file.name for file in (out / name).glob('*/id*')]
+                self.assertTrue([file for file in files if words in file],
+                                f'{name} has no {words}: {files}')
             for instance in 0, 1:
                 self.wait_for_nobody(instance)
             self.assertNotEqual(self.lib.status(self.path, 1).qemu, self.qemu)

@@ -5,7 +5,6 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-import multiprocessing
 import os
 from pathlib import Path
 import random
@@ -13,237 +12,10 @@ import signal
 import subprocess
 import time
 
-from snapshot.machines import MachinesTest, guest, host_programs, library
+from snapshot.hosts import HostTest, monitor
+from snapshot.machines import MachinesTest, guest, host_programs
 
 HERE = Path(__file__).resolve().parent
-
-
-def hold(path, data, pipe):
-    """Of a process of its own: begin a run, and be killed"""
-    vm = library().Machine(path)
-    if data is not None:
-        vm.begin(data)
-    pipe.send(vm.instance)
-    time.sleep(600)
-
-
-class HostTest(MachinesTest):
-
-    def assert_fails(self, code, words, call, *args):
-        with self.assertRaises(self.lib.Failure) as caught:
-            call(*args)
-        self.assertEqual(caught.exception.code, code, caught.exception)
-        self.assertRegex(str(caught.exception), words)
-
-    def wait_until(self, condition, seconds=15):
-        end = time.monotonic() + seconds
-        while not condition():
-            self.assertLess(time.monotonic(), end, 'it never was so')
-            time.sleep(0.01)
-
-    def qemu(self, path, instance=0):
-        return self.lib.status(path, instance).qemu
-
-    def kill_holder(self, path, data):
-        """A program that has a machine is killed."""
-        here, there = multiprocessing.Pipe()
-        process = multiprocessing.get_context('spawn').Process(
-            target=hold, args=(path, data, there))
-        process.start()
-        instance = here.recv()
-        self.assertEqual(self.lib.status(path, instance).user, process.pid)
-        process.kill()
-        process.join()
-        self.assertEqual(self.lib.status(path, instance).user, 0)
-
-
-class Fake(HostTest):
-    """
-    A program that is no QEMU, but does as the protocol's page says, or does
-    not. Catches an error that is not told, or waited for for ever.
-    """
-
-    def start(self, mode, *lines, name='vm'):
-        fake = HERE / 'snapshot-host' / 'fake-qemu.py'
-        return self.describe(f'qemu = {fake}', 'channel = 256K', 'boot = 20',
-                             *lines, f'-fake {mode}', name=name)
-
-    def test_refused(self):
-        lib = self.lib
-        for mode, code, words in (
-                ('version', lib.E_PROTOCOL, 'version 2 .* version 1'),
-                ('magic', lib.E_PROTOCOL, 'not a snapshot device'),
-                ('outside', lib.E_PROTOCOL, 'outside the channel'),
-                ('beyond', lib.E_PROTOCOL, 'outside the channel'),
-                ('short', lib.E_PROTOCOL, '131072 bytes, not 262144'),
-                ('close', lib.E_PROTOCOL, 'closed the connection'),
-                ('silent', lib.E_BUSY, 'no HELLO'),
-                ('start', lib.E_START, r'(?s)status 3.*QEMU warns.*says hello'),
-                ('mute', lib.E_NOT_READY, r'(?s)READY in 2 s.*says hello')):
-            with self.subTest(mode):
-                path = self.start(mode, 'boot = 2', name=mode)
-                start = time.monotonic()
-                self.assert_fails(code, words, lib.Machine, path)
-                self.assertLess(time.monotonic() - start, 20)
-
-    def test_description(self):
-        """What is wrong is told with its line, and what would be right."""
-        for line, words in (('timeout = soon', r':3: "timeout = soon".*number'),
-                            ('channel = 3M', 'power of 2'),
-                            ('channel = 99999999999999G', 'number'),
-                            ('chanel = 2M', 'one of qemu, device, channel'),
-                            ('coverage = all', '"guest" or "tcg"'),
-                            ('quiet', 'neither'),
-                            ('\0', 'not a text')):
-            path = self.describe('qemu = true', '# a comment', line)
-            self.assert_fails(self.lib.E_DESCRIPTION, words,
-                              self.lib.Machine, path)
-        path = self.describe('-m 32M')
-        self.assert_fails(self.lib.E_DESCRIPTION, 'no "qemu =',
-                          self.lib.Machine, path)
-        self.assert_fails(self.lib.E_SYSTEM, 'No such file', self.lib.Machine,
-                          '/nowhere')
-        self.assert_fails(self.lib.E_START, '(?s)127.*cannot start /no/qemu',
-                          self.lib.Machine, self.describe('qemu = /no/qemu'))
-
-    def test_directory(self):
-        """Catches a directory that others may write to, and a cut name."""
-        path = self.start('ok')
-        os.chmod(self.directory, 0o777)
-        self.assert_fails(self.lib.E_SYSTEM, 'alone', self.lib.Machine, path)
-        os.chmod(self.directory, 0o700)
-        os.environ['SNAPSHOT_VM_DIR'] = self.directory + 80 * 'x'
-        self.assert_fails(self.lib.E_SYSTEM, 'too long', self.lib.Machine,
-                          path)
-
-    def test_arguments(self):
-        """Catches an option that is split, or not expanded."""
-        path = self.start('ok', '-append  two  words ', '-x ${instance}:$1',
-                          '-y ${directory}/y')
-        with self.lib.Machine(path, 3) as vm:
-            args = Path(f'/proc/{self.qemu(path, 3)}/cmdline').read_bytes()
-            for arg in ('two  words', '3:$1', f'{vm.directory}/y'):
-                self.assertIn(b'\0' + arg.encode() + b'\0', args)
-        # There is no instance 0 that this begins with.
-        self.assertEqual(self.lib.stop(path), 1)
-
-    def test_runs(self):
-        path = self.start('ok')
-        with self.lib.Machine(path) as vm:
-            for length in (0, 1, vm.input_size):
-                self.assertEqual(vm.run(bytes(length)).host_ns, 1000 + length)
-            self.assert_fails(self.lib.E_LENGTH, 'takes 65536', vm.run,
-                              bytes(vm.input_size + 1))
-            self.assertEqual(vm.run(b'').host_ns, 1000)
-
-    def test_died(self):
-        """Catches a QEMU that has ended, but is taken for the guest."""
-        for mode, words in (('crash', 'signal 11'), ('exit', 'status 0')):
-            path = self.start(mode, name=mode)
-            with self.lib.Machine(path) as vm:
-                self.assert_fails(self.lib.E_DIED, words, vm.run, b'')
-                self.assert_fails(self.lib.E_DIED, 'restart', vm.run, b'')
-                vm.restart()
-                self.assert_fails(self.lib.E_DIED, words, vm.run, b'')
-
-    def test_stuck(self):
-        path = self.start('stuck', 'timeout = 1000')
-        with self.lib.Machine(path) as vm:
-            start = time.monotonic()
-            self.assert_fails(self.lib.E_STUCK, 'not answer', vm.run, b'')
-            self.assertLess(time.monotonic() - start, 20)
-
-    def test_ended(self):
-        """The guest was reset by hand: one run has no result."""
-        with self.lib.Machine(self.start('ended')) as vm:
-            self.assert_fails(self.lib.E_ENDED, 'reset', vm.run, b'')
-            self.assertEqual(vm.run(b'').result, self.lib.OK)
-        with self.lib.Machine(self.start('type', name='type')) as vm:
-            self.assert_fails(self.lib.E_PROTOCOL, 'type 99', vm.run, b'')
-
-    def test_instances(self):
-        """Catches a machine that two have, and one that is started in vain."""
-        path = self.start('ok')
-        with self.lib.Machine(path) as first:
-            self.assertEqual(first.instance, 0)
-            self.assert_fails(self.lib.E_BUSY, f'process {os.getpid()}',
-                              self.lib.Machine, path, 0)
-            with self.lib.Machine(path) as second:
-                self.assertEqual(second.instance, 1)
-                self.assertNotEqual(self.qemu(path, 0), self.qemu(path, 1))
-            self.assertEqual(first.run(b'').result, self.lib.OK)
-        before = self.qemu(path, 0)
-        with self.lib.Machine(path) as again:
-            self.assertEqual((again.instance, self.qemu(path, 0)),
-                             (0, before))
-        # The one that runs comes first.
-        self.assertEqual(self.lib.stop(path, 0), 1)
-        self.assert_fails(self.lib.E_ABSENT, 'does not run', self.lib.Machine,
-                          path, 0, self.lib.ATTACH)
-        with self.lib.Machine(path) as again:
-            self.assertEqual(again.instance, 1)
-        with self.lib.Machine(path, 1, self.lib.FRESH):
-            pass
-        self.assertEqual(self.lib.stop(path), 1)
-        self.assertEqual(self.lib.stop(path), 0)
-
-    def test_changed(self):
-        """Catches a machine that is taken for what the file says by now."""
-        path = self.start('ok')
-        with self.lib.Machine(path):
-            before = self.qemu(path)
-        path = self.start('ok', '# other')
-        with self.lib.Machine(path) as vm:
-            self.assertEqual(vm.instance, 0)
-            self.assertNotEqual(self.qemu(path), before)
-
-    def test_killed(self):
-        path = self.start('ok')
-        for _ in range(3):
-            self.kill_holder(path, None)
-            with self.lib.Machine(path, flags=self.lib.ATTACH) as vm:
-                self.assertEqual(vm.run(b'').result, self.lib.OK)
-        self.assertIsNone(self.lib.status(path, 1))
-
-    def test_daemon_killed(self):
-        """Catches a QEMU that stays when nobody can end it any more."""
-        path = self.start('ok')
-        with self.lib.Machine(path) as vm:
-            before = self.lib.status(path)
-            os.kill(before.daemon, signal.SIGKILL)
-            self.wait_until(
-                lambda: not Path(f'/proc/{before.qemu}').exists())
-            self.assert_fails(self.lib.E_DIED, 'daemon', vm.run, b'')
-        self.assertEqual(self.lib.status(path).daemon, 0)
-        with self.lib.Machine(path) as vm:
-            self.assertEqual(vm.run(b'').result, self.lib.OK)
-
-    def test_idle(self):
-        """Catches a machine that is in use and ended, or stays for ever."""
-        path = self.start('ok', 'idle = 2')
-        with self.lib.Machine(path) as vm:
-            time.sleep(5)
-            self.assertEqual(vm.run(b'').result, self.lib.OK)
-            qemu = self.qemu(path)
-        self.wait_until(lambda: not self.lib.status(path).daemon)
-        self.assertFalse(Path(f'/proc/{qemu}').exists())
-
-    def test_affinity(self):
-        """
-        Who is bound to a CPU lends it to QEMU, but for as long as it has the
-        machine. Catches a machine that stays bound to the first one's CPU.
-        """
-        path = self.start('ok', 'affinity = follow')
-        cpus = os.sched_getaffinity(0)
-        for cpu in sorted(cpus)[:2]:
-            os.sched_setaffinity(0, {cpu})
-            try:
-                with self.lib.Machine(path):
-                    qemu = self.qemu(path)
-                    self.assertEqual(os.sched_getaffinity(qemu), {cpu})
-            finally:
-                os.sched_setaffinity(0, cpus)
-            self.wait_until(lambda: os.sched_getaffinity(qemu) >= cpus)
 
 
 class Guest(HostTest):
@@ -392,20 +164,20 @@ class Bare(Guest):
             self.check_run(vm, b'FUZ!x')
 
     def test_reset(self):
-        """The user resets the machine, which gets READY again."""
-        path = self.describe_guest()
+        """
+        The user resets the machine, which gets READY again. Catches a run that
+        goes on with nobody who waits for it, and keeps the next from the guest.
+        """
+        path = self.describe_guest('timeout = 0', 'boot = 20')
         with self.lib.Machine(path) as vm:
             self.check_run(vm, b'')
-            with self.monitor(vm) as monitor:
-                monitor.cmd('system_reset')
-                self.assert_fails(self.lib.E_ENDED, 'reset', vm.run, b'')
+            # It may be READY again before the next run is asked for.
+            for wait in 0, 2, 0:
+                with monitor(vm.directory) as qmp:
+                    qmp.cmd('system_reset')
+                time.sleep(wait)
+                self.assert_fails(self.lib.E_ENDED, 'reset', vm.run, b'FUZ!H')
                 self.check_run(vm, b'FUZ!x')
-
-    def monitor(self, vm):
-        from qemu.qmp.legacy import QEMUMonitorProtocol
-        monitor = QEMUMonitorProtocol(str(vm.directory / 'qmp'))
-        monitor.connect()
-        return monitor
 
     def test_coverage_tcg(self):
         """Catches a map of QEMU's that is another run's, or the guest's."""

@@ -15,6 +15,7 @@
  */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -82,6 +83,7 @@ static void tell(const char *format, ...)
     char when[32];
     va_list ap;
     FILE *f;
+    int fd;
 
     va_start(ap, format);
     vfprintf(stderr, format, ap);
@@ -90,15 +92,15 @@ static void tell(const char *format, ...)
     if (!*log_path) {
         return;
     }
-    f = fopen(log_path, "ae");
-    if (f && !fstat(fileno(f), &st) && st.st_size > LOG_MAX) {
+    if (!lstat(log_path, &st) && st.st_size > LOG_MAX) {
         char old[PATH_MAX + 4];
 
         snprintf(old, sizeof(old), "%s.old", log_path);
         rename(log_path, old);
-        fclose(f);
-        f = fopen(log_path, "ae");
     }
+    fd = open(log_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC |
+              O_NOFOLLOW | O_NONBLOCK, 0600);
+    f = fd < 0 ? NULL : fdopen(fd, "a");
     if (!f) {
         return;
     }
@@ -112,18 +114,81 @@ static void tell(const char *format, ...)
     fclose(f);
 }
 
-/* There is no machine, nor a log: tell it where the fuzzer tells things. */
-static void tell_fuzzer(void)
+static pid_t parent_of(pid_t pid)
 {
+    char path[64], text[512];
+    const char *end;
+    ssize_t n;
+    int fd, parent;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return 0;
+    }
+    n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    /* Its name, in brackets, may have any character. */
+    end = strrchr(text, ')');
+    return end && sscanf(end, ") %*c %d", &parent) == 1 ? parent : 0;
+}
+
+/* Has it the end of this pipe that is read from? */
+static bool reads_from(pid_t pid, const struct stat *pipe)
+{
+    char path[320];
+    struct dirent *e;
+    struct stat st, link;
+    bool found = false;
+    DIR *dir;
+
+    snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+    dir = opendir(path);
+    while (dir && !found && (e = readdir(dir))) {
+        snprintf(path, sizeof(path), "/proc/%d/fd/%s", (int)pid, e->d_name);
+        found = !stat(path, &st) && st.st_dev == pipe->st_dev &&
+            st.st_ino == pipe->st_ino && !lstat(path, &link) &&
+            (link.st_mode & S_IRUSR);
+    }
+    if (dir) {
+        closedir(dir);
+    }
+    return found;
+}
+
+/*
+ * Who reads what is written to it: a script, or a debugger, may be between us
+ * and the fuzzer.  Returns: 0 if that is none of those that we descend from
+ */
+static pid_t fuzzer(void)
+{
+    struct stat pipe;
+    pid_t pid = fstat(TO_FUZZER, &pipe) < 0 ? 0 : getppid();
+
+    while (pid > 0 && !reads_from(pid, &pipe)) {
+        pid = parent_of(pid);
+    }
+    return pid;
+}
+
+/*
+ * What the user has to know now is told where the fuzzer tells things, who has
+ * led our own output to /dev/null.
+ */
+static void tell_user(const char *text)
+{
+    pid_t pid = fuzzer();
     char path[64];
     int fd;
 
-    tell("afl-snapshot: %s", snapshot_vm_error());
-    snprintf(path, sizeof(path), "/proc/%d/fd/2", (int)getppid());
-    fd = fcntl(TO_FUZZER, F_GETFD) < 0 ? -1 :
-        open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    tell("afl-snapshot: %s", text);
+    snprintf(path, sizeof(path), "/proc/%d/fd/2", (int)pid);
+    /* Not if it is a pipe that nobody reads. */
+    fd = pid <= 0 ? -1 :
+        open(path, O_WRONLY | O_APPEND | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd >= 0) {
-        dprintf(fd, "\nafl-snapshot: %s\n", snapshot_vm_error());
+        dprintf(fd, "\nafl-snapshot: %s\n", text);
         close(fd);
     }
 }
@@ -132,7 +197,7 @@ static void open_machine(void)
 {
     vm = snapshot_vm_open(description, -1, 0);
     if (!vm) {
-        tell_fuzzer();
+        tell_user(snapshot_vm_error());
         exit(1);
     }
     snprintf(log_path, sizeof(log_path), "%s/log", snapshot_vm_directory(vm));
@@ -241,6 +306,27 @@ static void need_dummy(void)
     sigprocmask(SIG_SETMASK, &old, NULL);
 }
 
+/*
+ * The fuzzer has killed it, when its run had ended already: its end, which may
+ * be still to come, is not the next run's.
+ */
+static void drop_dummy(void)
+{
+    sigset_t set, old;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, &old);
+    if (dummy) {
+        kill(dummy, SIGKILL);
+        while (waitpid(dummy, NULL, 0) < 0 && errno == EINTR) {
+            /* again */
+        }
+        dummy = 0;
+    }
+    sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
 /* Wait until the fuzzer kills it. */
 static int wait_for_kill(void)
 {
@@ -254,15 +340,31 @@ static int wait_for_kill(void)
     return dummy ? SIGALRM : dummy_status;
 }
 
+/* As the user would end it */
+static void end_campaign(void)
+{
+    pid_t pid = fuzzer();
+
+    if (pid > 0) {
+        kill(pid, SIGINT);
+    } else {
+        tell("the guest asks for the campaign's end, but no process that this "
+             "one descends from is the fuzzer: it goes on");
+    }
+}
+
 /* --------------------------------------------------------------------- runs */
 
-/* Returns: the input's length */
-static size_t load(void)
+/* Returns: false without a machine for it */
+static bool load(size_t *len)
 {
     static bool told;
     size_t size, length;
     unsigned char *input = snapshot_vm_input(vm, &size);
 
+    if (!input) {
+        return false;
+    }
     if (shared_input) {
         uint32_t n;
 
@@ -294,7 +396,8 @@ static size_t load(void)
         told = true;
         length = size;
     }
-    return length;
+    *len = length;
+    return true;
 }
 
 /*
@@ -364,18 +467,46 @@ static void revive(void)
 {
     tell("%s; starting it anew", snapshot_vm_error());
     if (snapshot_vm_restart(vm) < 0) {
-        tell_fuzzer();
+        tell_user(snapshot_vm_error());
         exit(1);
     }
 }
 
-static void run(size_t length, bool *again, int *status)
+/* A guest whose map stays empty is told of once: AFL++ only says "no". */
+static void check_coverage(const struct snapshot_vm_result *r)
+{
+    static bool checked;
+    size_t i;
+
+    if (checked || r->result != SNAPSHOT_RESULT_OK) {
+        return;
+    }
+    checked = true;
+    for (i = 0; i < r->coverage_size; i++) {
+        if (r->coverage[i]) {
+            return;
+        }
+    }
+    if (r->coverage_size) {
+        tell_user("the first run has left its coverage empty: the guest does "
+                  "not fill the region that it registered, or nothing that is "
+                  "counted was executed");
+    }
+}
+
+static void run(bool *again, int *status)
 {
     static struct snapshot_vm_limits limits;
     struct snapshot_vm_result r;
+    size_t length;
     int ret;
 
     *again = false;
+    if (!load(&length)) {
+        revive();
+        *again = true;
+        return;
+    }
     snapshot_vm_limits(vm, &limits);
     if (getenv("__AFL_SHM_ID")) {
         /* The fuzzer has a limit of its own. */
@@ -404,11 +535,9 @@ static void run(size_t length, bool *again, int *status)
             r.cause != SNAPSHOT_CAUSE_CANCELLED) {
             tell_run(&r, length);
         }
+        check_coverage(&r);
         if (r.result == SNAPSHOT_RESULT_STOP) {
-            /* As the user would end it; init is nobody's fuzzer. */
-            if (getppid() > 1) {
-                kill(getppid(), SIGINT);
-            }
+            end_campaign();
         }
     }
 }
@@ -424,13 +553,17 @@ static void serve(void)
         if (!vm) {
             open_machine();
         }
+        /* What is not 0 says that the fuzzer has killed the last. */
+        if (word) {
+            drop_dummy();
+        }
         dummy_status = 0;
         need_dummy();
         if (!put(dummy)) {
             return;
         }
         while (again) {
-            run(load(), &again, &status);
+            run(&again, &status);
         }
         if (status == SIGALRM && dummy) {
             status = wait_for_kill();
@@ -492,10 +625,10 @@ static bool new_hello(size_t size)
 static int run_once(void)
 {
     struct snapshot_vm_result r;
-    size_t length = load();
-    int status, ret = snapshot_vm_run(vm, length, NULL, &r);
+    size_t length;
+    int status;
 
-    if (ret < 0) {
+    if (!load(&length) || snapshot_vm_run(vm, length, NULL, &r) < 0) {
         tell("%s", snapshot_vm_error());
         return 1;
     }
@@ -546,6 +679,7 @@ int main(int argc, char **argv)
     sigaction(SIGCHLD, &child, NULL);
     signal(SIGPIPE, SIG_IGN);
 
+    snapshot_vm_on_wait(tell_user);
     map = attach("__AFL_SHM_ID", &map_size);
     open_machine();
     if (!server) {

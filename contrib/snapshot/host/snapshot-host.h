@@ -40,6 +40,9 @@
 #include "hw/misc/snapshot-control.h"
 #include "hw/misc/snapshot-regs.h"
 
+/* These are what libsnapshot-host.so has; the rest of it is hidden. */
+#pragma GCC visibility push(default)
+
 /* What functions fail with */
 #define SNAPSHOT_VM_E_SYSTEM        1   /* a system call */
 #define SNAPSHOT_VM_E_DESCRIPTION   2   /* the description is wrong */
@@ -52,6 +55,7 @@
 #define SNAPSHOT_VM_E_STUCK         9   /* QEMU does not answer any more */
 #define SNAPSHOT_VM_E_ENDED         10  /* a user reset or restored the guest */
 #define SNAPSHOT_VM_E_LENGTH        11  /* the input is too long */
+#define SNAPSHOT_VM_E_USE           12  /* closed, or a call out of turn */
 
 /* Flags of snapshot_vm_open() */
 #define SNAPSHOT_VM_ATTACH          1   /* fail if none runs */
@@ -96,6 +100,16 @@ struct snapshot_vm_status {
  */
 const char *snapshot_vm_error(void);
 
+/**
+ * snapshot_vm_on_wait: have somebody told what takes long
+ * @tell: is called when a guest has not been READY for 5 s, and every 30 s
+ *        from then on, with what is waited for and the last lines of its
+ *        console; NULL: nobody is told
+ *
+ * For all machines of the program.
+ */
+void snapshot_vm_on_wait(void (*tell)(const char *text));
+
 /** snapshot_vm_error_code: the SNAPSHOT_VM_E_* of that failure, positive */
 int snapshot_vm_error_code(void);
 
@@ -118,13 +132,18 @@ struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
 /**
  * snapshot_vm_close: let go of the machine, which stays for the next; NULL is
  * allowed
+ *
+ * The use of a machine that was closed fails with SNAPSHOT_VM_E_USE, as long
+ * as no more than 64 others were closed since.
  */
 void snapshot_vm_close(struct snapshot_vm *vm);
 
 /**
  * snapshot_vm_restart: end QEMU, if it still runs, and start it anew
  *
- * After SNAPSHOT_VM_E_DIED or _E_STUCK.  Sizes and pointers change.
+ * After SNAPSHOT_VM_E_DIED, _E_STUCK or _E_PROTOCOL, without which each
+ * further run fails as the first did.  Sizes and pointers change.  If it fails,
+ * the machine stays the caller's, and it can be tried again.
  */
 int snapshot_vm_restart(struct snapshot_vm *vm);
 
@@ -145,7 +164,10 @@ int snapshot_vm_stop(const char *description, int instance);
 int snapshot_vm_status(const char *description, int instance,
                        struct snapshot_vm_status *status);
 
+/** snapshot_vm_instance: its number, or a negative SNAPSHOT_VM_E_* */
 int snapshot_vm_instance(const struct snapshot_vm *vm);
+
+/** snapshot_vm_directory: with its sockets; NULL if it was closed */
 const char *snapshot_vm_directory(const struct snapshot_vm *vm);
 
 /** snapshot_vm_limits: those of the description */
@@ -155,6 +177,11 @@ void snapshot_vm_limits(const struct snapshot_vm *vm,
 /**
  * snapshot_vm_input: where the next input must be written to
  * @size: how much fits there
+ *
+ * After SNAPSHOT_VM_E_ENDED, it waits until the guest is READY, as the place
+ * may be another then.
+ *
+ * Returns: NULL if it fails, with @size 0
  */
 unsigned char *snapshot_vm_input(struct snapshot_vm *vm, size_t *size);
 
@@ -166,7 +193,8 @@ size_t snapshot_vm_coverage_size(const struct snapshot_vm *vm);
  * @limits: NULL: the description's
  *
  * Returns: SNAPSHOT_RESULT_*, with @result filled; or a negative
- * SNAPSHOT_VM_E_*.  After _E_ENDED, the next run waits for READY.
+ * SNAPSHOT_VM_E_*.  After _E_ENDED, the next waits for READY, but its input has
+ * to be written anew, where snapshot_vm_input() says.
  */
 int snapshot_vm_run(struct snapshot_vm *vm, size_t length,
                     const struct snapshot_vm_limits *limits,
@@ -180,6 +208,8 @@ int snapshot_vm_run(struct snapshot_vm *vm, size_t length,
 int snapshot_vm_begin(struct snapshot_vm *vm, size_t length,
                       const struct snapshot_vm_limits *limits);
 int snapshot_vm_end(struct snapshot_vm *vm, struct snapshot_vm_result *result);
+
+/** snapshot_vm_fd: -1 if it is not connected; restart makes another */
 int snapshot_vm_fd(const struct snapshot_vm *vm);
 
 /**
@@ -214,5 +244,7 @@ size_t snapshot_vm_console_since(const char *directory, uint64_t *position,
 /** snapshot_vm_result_name, snapshot_vm_cause_name: in words */
 const char *snapshot_vm_result_name(uint32_t result);
 const char *snapshot_vm_cause_name(uint32_t cause);
+
+#pragma GCC visibility pop
 
 #endif /* CONTRIB_SNAPSHOT_HOST_H */

@@ -6,6 +6,7 @@
  */
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,8 @@
 #include "replay.h"
 #include "snapshot-host.h"
 
+#define CHECK_RUNS      50
+
 static const char usage[] =
 "snapshot-vm start VM [N]        start instance N, or attach to it\n"
 "snapshot-vm status VM           which instances run, and who has them\n"
@@ -21,7 +24,8 @@ static const char usage[] =
 "snapshot-vm replay VM FILE      run one for gdb, stopped at its begin; or with\n"
 "    --trace LOG                 write down each block of code it executes; or\n"
 "    --log LOG                   write down what the guest says\n"
-"snapshot-vm measure VM FILE [S] run one for S seconds (5), tell runs a second\n"
+"snapshot-vm check VM [FILE]     run one (or none) some times: is all well?\n"
+"snapshot-vm measure VM FILE [S] run one for S s (5), tell runs a second\n"
 "snapshot-vm console VM [N]      what instance N wrote last, and QEMU\n"
 "snapshot-vm stop VM [N]         end instance N, or all\n"
 "\n"
@@ -31,6 +35,20 @@ static int complain(const char *what)
 {
     fprintf(stderr, "snapshot-vm: %s: %s\n", what, snapshot_vm_error());
     return 1;
+}
+
+static void tell(const char *text)
+{
+    fprintf(stderr, "snapshot-vm: %s\n", text);
+}
+
+/* Returns: whether it is a number of that range */
+static bool number(const char *s, double min, double max, double *value)
+{
+    char *end;
+
+    *value = strtod(s, &end);
+    return *s && !*end && *value >= min && *value <= max;
 }
 
 static double seconds(void)
@@ -90,7 +108,13 @@ static long load(struct snapshot_vm *vm, const char *path)
 {
     size_t size, n;
     unsigned char *input = snapshot_vm_input(vm, &size);
-    FILE *f = fopen(path, "re");
+    FILE *f;
+
+    if (!input) {
+        complain(path);
+        return -1;
+    }
+    f = fopen(path, "re");
 
     if (!f) {
         fprintf(stderr, "snapshot-vm: %s: %s\n", path, strerror(errno));
@@ -182,6 +206,82 @@ static int replay_file(struct snapshot_vm *vm, char **args, int n)
     return 0;
 }
 
+/* Counts are the same for AFL++ if they are of the same of its classes. */
+static unsigned class_of(unsigned char n)
+{
+    return n < 4 ? n : n < 8 ? 4 : n < 16 ? 5 : n < 32 ? 6 : n < 128 ? 7 : 8;
+}
+
+static int check_coverage(const unsigned char *classes, const bool *vary,
+                          size_t size)
+{
+    size_t i, seen = 0, varied = 0;
+
+    for (i = 0; i < size; i++) {
+        seen += classes[i] || vary[i];
+        varied += vary[i];
+    }
+    if (!size) {
+        printf("NO COVERAGE: the guest registers no region for it, and the "
+               "description has no \"coverage = tcg\"\n");
+    } else if (!seen) {
+        printf("EMPTY COVERAGE: nothing is counted in its %zu bytes\n", size);
+    } else if (varied) {
+        printf("UNSTABLE COVERAGE: %zu of %zu edges differ between runs of "
+               "the same input, stability is %.1f %%\n", varied, seen,
+               100.0 * (seen - varied) / seen);
+    } else {
+        printf("coverage: %zu edges, the same in each run\n", seen);
+    }
+    return !seen || varied;
+}
+
+static int check(struct snapshot_vm *vm, const char *file)
+{
+    const size_t size = snapshot_vm_coverage_size(vm);
+    unsigned char *classes = calloc(1, size + 1);
+    bool *vary = calloc(size + 1, sizeof(*vary));
+    uint64_t least = UINT64_MAX, most = 0;
+    long length = file ? load(vm, file) : 0;
+    struct snapshot_vm_result r;
+    uint32_t result = 0;
+    int i, bad = !classes || !vary || length < 0;
+    size_t j;
+
+    for (i = 0; i < CHECK_RUNS && !bad; i++) {
+        if (snapshot_vm_run(vm, length, NULL, &r) < 0) {
+            complain(file ? file : "an empty input");
+            bad = 1;
+            break;
+        }
+        least = r.host_ns < least ? r.host_ns : least;
+        most = r.host_ns > most ? r.host_ns : most;
+        if (i && r.result != result) {
+            printf("UNSTABLE RESULT: %s, then %s\n",
+                   snapshot_vm_result_name(result),
+                   snapshot_vm_result_name(r.result));
+            bad = 1;
+        }
+        result = r.result;
+        for (j = 0; j < size && r.coverage; j++) {
+            unsigned char class = class_of(r.coverage[j]);
+
+            vary[j] |= i && class != classes[j];
+            classes[j] = class;
+        }
+    }
+    if (!bad) {
+        printf("result: %s (%s), %.3f to %.3f ms\n",
+               snapshot_vm_result_name(result),
+               snapshot_vm_cause_name(r.cause), least / 1e6, most / 1e6);
+        bad = result != SNAPSHOT_RESULT_OK;
+        bad |= check_coverage(classes, vary, size);
+    }
+    free(classes);
+    free(vary);
+    return bad;
+}
+
 static int console(const char *path, int instance)
 {
     static char buf[64 * 1024];
@@ -201,7 +301,7 @@ static int console(const char *path, int instance)
     return 0;
 }
 
-static int with_vm(const char *command, char **args, int n)
+static int with_vm(const char *command, char **args, int n, double limit)
 {
     struct snapshot_vm *vm = snapshot_vm_open(args[0], -1, 0);
     int ret;
@@ -213,8 +313,10 @@ static int with_vm(const char *command, char **args, int n)
         ret = run_files(vm, args + 1, n - 1);
     } else if (!strcmp(command, "replay")) {
         ret = replay_file(vm, args + 1, n - 1);
+    } else if (!strcmp(command, "check")) {
+        ret = check(vm, args[1]);
     } else {
-        ret = measure(vm, args[1], n > 2 ? atof(args[2]) : 5);
+        ret = measure(vm, args[1], limit);
     }
     snapshot_vm_close(vm);
     return ret;
@@ -223,8 +325,24 @@ static int with_vm(const char *command, char **args, int n)
 int main(int argc, char **argv)
 {
     const char *command = argc > 2 ? argv[1] : "";
-    int instance = argc > 3 ? atoi(argv[3]) : -1;
+    const bool has_instance = !strcmp(command, "start") ||
+        !strcmp(command, "console") || !strcmp(command, "stop");
+    double instance = -1, limit = 5;
 
+    if (has_instance && argc == 4 &&
+        (!number(argv[3], 0, SNAPSHOT_VM_INSTANCES - 1, &instance) ||
+         instance != (int)instance)) {
+        fprintf(stderr, "snapshot-vm: \"%s\" is no instance: they are 0 to "
+                "%d\n", argv[3], SNAPSHOT_VM_INSTANCES - 1);
+        return 2;
+    }
+    if (!strcmp(command, "measure") && argc == 5 &&
+        !number(argv[4], 0, 86400, &limit)) {
+        fprintf(stderr, "snapshot-vm: \"%s\" is no time: it is a number of "
+                "seconds up to 86400\n", argv[4]);
+        return 2;
+    }
+    snapshot_vm_on_wait(tell);
     if (!strcmp(command, "start") && argc < 5) {
         return start(argv[2], instance);
     }
@@ -246,8 +364,9 @@ int main(int argc, char **argv)
         (!strcmp(command, "replay") &&
          (argc == 4 || (argc == 6 && (!strcmp(argv[4], "--trace") ||
                                       !strcmp(argv[4], "--log"))))) ||
+        (!strcmp(command, "check") && (argc == 3 || argc == 4)) ||
         (!strcmp(command, "measure") && (argc == 4 || argc == 5))) {
-        return with_vm(command, argv + 2, argc - 2);
+        return with_vm(command, argv + 2, argc - 2, limit);
     }
     fputs(usage, stderr);
     return 2;

@@ -18,7 +18,7 @@ OK, CRASH, SANITIZER, HANG, STOP, INVALID = range(6)
 (GUEST, PANIC, RESET, SHUTDOWN, STOPPED, HOST_TIME, GUEST_TIME,
  CANCELLED) = range(8)
 (E_SYSTEM, E_DESCRIPTION, E_BUSY, E_ABSENT, E_START, E_NOT_READY, E_PROTOCOL,
- E_DIED, E_STUCK, E_ENDED, E_LENGTH) = range(1, 12)
+ E_DIED, E_STUCK, E_ENDED, E_LENGTH, E_USE) = range(1, 13)
 ATTACH, FRESH = 1, 2
 RUN_STOPPED = 1
 
@@ -132,36 +132,45 @@ class Machine:
 
     def limits(self):
         limits = Limits()
+        _check(_lib.snapshot_vm_instance(self._vm))
         _lib.snapshot_vm_limits(self._vm, c.byref(limits))
         return limits
 
     @property
     def instance(self):
-        return _lib.snapshot_vm_instance(self._vm)
+        return _check(_lib.snapshot_vm_instance(self._vm))
 
     @property
     def directory(self):
-        return Path(os.fsdecode(_lib.snapshot_vm_directory(self._vm)))
+        directory = _lib.snapshot_vm_directory(self._vm)
+        if directory is None:
+            raise Failure
+        return Path(os.fsdecode(directory))
 
     @property
     def input_size(self):
+        return self._input()[1]
+
+    def _input(self):
         size = c.c_size_t()
-        _lib.snapshot_vm_input(self._vm, c.byref(size))
-        return size.value
+        where = _lib.snapshot_vm_input(self._vm, c.byref(size))
+        if not where:
+            raise Failure
+        return where, size.value
 
     @property
     def coverage_size(self):
+        _check(_lib.snapshot_vm_instance(self._vm))
         return _lib.snapshot_vm_coverage_size(self._vm)
 
     def fileno(self):
         """Readable when a run has ended: for select()"""
-        return _lib.snapshot_vm_fd(self._vm)
+        return _check(_lib.snapshot_vm_fd(self._vm))
 
     def begin(self, data, limits=None):
-        size = c.c_size_t()
-        where = _lib.snapshot_vm_input(self._vm, c.byref(size))
+        where, size = self._input()
         # Where it does not fit, the library says so.
-        c.memmove(where, data, min(len(data), size.value))
+        c.memmove(where, data, min(len(data), size))
         _check(_lib.snapshot_vm_begin(self._vm, len(data),
                                       limits and c.byref(limits)))
 
