@@ -271,6 +271,13 @@ static void tcg_coverage_restart_cpu(CPUState *cpu)
     tcg_coverage_update(cpu);
 }
 
+void tcg_coverage_reset_cpu(CPUState *cpu)
+{
+    if (cpu->tcg_coverage) {
+        tcg_coverage_restart_cpu(cpu);
+    }
+}
+
 void tcg_coverage_add_cpu(CPUState *cpu)
 {
     if (!coverage) {
@@ -402,6 +409,14 @@ static void tcg_coverage_stop(CPUState *cpu, run_on_cpu_data data)
     tb_flush_exclusive();
 }
 
+/* All types of vCPUs are of one target, also before there is a vCPU. */
+static bool tcg_coverage_knows_context(void)
+{
+    g_autoptr(GSList) types = object_class_get_list(TYPE_CPU, false);
+
+    return CPU_CLASS(types->data)->tcg_ops->coverage_context;
+}
+
 static bool tcg_coverage_check(TCGCoverage *c, Error **errp)
 {
     g_autofree char *other = NULL;
@@ -435,8 +450,8 @@ static bool tcg_coverage_check(TCGCoverage *c, Error **errp)
                    c->memdev->size);
         return false;
     }
-    if ((c->page_table || c->mode != TCG_COVERAGE_MODE_ALL) && first_cpu &&
-        !first_cpu->cc->tcg_ops->coverage_context) {
+    if ((c->page_table || c->mode != TCG_COVERAGE_MODE_ALL) &&
+        !tcg_coverage_knows_context()) {
         error_setg(errp, "'page-table' and 'mode' are not known for this "
                    "target");
         return false;
@@ -470,6 +485,7 @@ static void tcg_coverage_finalize(Object *obj)
 
     if (c->map) {
         tcg_coverage_exclusively(tcg_coverage_stop, c);
+        qemu_ram_unset_kept(host_memory_backend_get_memory(c->memdev)->ram_block);
         host_memory_backend_set_mapped(c->memdev, false);
     }
     qapi_free_strList(c->ranges);

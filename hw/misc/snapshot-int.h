@@ -13,6 +13,7 @@
 #include "hw/pci/pci_device.h"
 #include "migration/vm-snapshot.h"
 #include "system/hostmem.h"
+#include "system/runstate.h"
 
 #define TYPE_SNAPSHOT "snapshot"
 OBJECT_DECLARE_SIMPLE_TYPE(SnapshotState, SNAPSHOT)
@@ -58,10 +59,13 @@ typedef struct SnapshotRun {
     int64_t host_deadline;      /* the same; INT64_MAX: none */
     int64_t host_left;          /* while the user has stopped the machine */
     int64_t guest_start;        /* ns, by the virtual clock */
+    bool stopped;               /* it began so: the stop ends with it */
+    ShutdownCause swallowed;    /* what the guest asked for, but for the run */
     int cause;                  /* why @bh shall end it; SNAPSHOT_CAUSE_* */
     QEMUTimer *host_timer;
     QEMUTimer *guest_timer;
     QEMUTimer *retry_timer;     /* to try again to put the machine back */
+    int64_t give_up;            /* when that ends, by get_clock(); 0: not set */
     QEMUBH *bh;
     VMChangeStateEntry *vm_state;
 

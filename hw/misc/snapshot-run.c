@@ -20,6 +20,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qemu/units.h"
+#include "chardev/char.h"
 #include "qapi/error.h"
 #include "exec/address-spaces.h"
 #include "exec/target_page.h"
@@ -35,6 +36,7 @@
 #define TEXT_MIN        (4 * KiB)
 #define AREA_ALIGN      (4 * KiB)
 #define RETRY_NS        (10 * SCALE_MS)
+#define GIVE_UP_NS      (10 * NANOSECONDS_PER_SECOND)
 #define NO_CAUSE        (-1)
 
 QEMU_BUILD_BUG_ON(sizeof(struct snapshot_message) != 64);
@@ -71,8 +73,12 @@ static void snapshot_region_clear(SnapshotRegion *r)
     r->size = 0;
 }
 
-/* The page at an address as the calling vCPU sees it, if it is of RAM */
-static bool snapshot_find_page(uint64_t address, bool write, hwaddr *page)
+/*
+ * The page at an address as the calling vCPU sees it, if it is of RAM.  What is
+ * in the channel need not be copied there.
+ */
+static bool snapshot_find_page(const SnapshotRun *run, uint64_t address,
+                               bool write, hwaddr *page)
 {
     MemTxAttrs attrs = MEMTXATTRS_UNSPECIFIED;
     hwaddr xlat, len = 1, addr = address;
@@ -89,11 +95,13 @@ static bool snapshot_find_page(uint64_t address, bool write, hwaddr *page)
                                  write, attrs);
     *page = addr;
     return memory_region_is_ram(mr) && !memory_region_is_ram_device(mr) &&
+        memory_region_get_ram_ptr(mr) != run->channel &&
         !(write && (mr->readonly || mr->rom_device));
 }
 
-/* Returns: false if a page is not there, or the region longer than @most */
-static bool snapshot_region_resolve(SnapshotRegion *r, bool write, size_t most)
+/* Returns: false if a page is not there, or the region longer than the channel */
+static bool snapshot_region_resolve(const SnapshotRun *run, SnapshotRegion *r,
+                                    bool write)
 {
     const unsigned page = qemu_target_page_size();
     uint64_t address = r->address, length = r->length;
@@ -103,13 +111,13 @@ static bool snapshot_region_resolve(SnapshotRegion *r, bool write, size_t most)
     if (!length) {
         return true;
     }
-    if (length > most || address + length - 1 < address) {
+    if (length > run->channel_size || address + length - 1 < address) {
         return false;
     }
     n = (address + length - 1) / page - address / page + 1;
     r->pages = g_new(hwaddr, n);
     for (i = 0; i < n; i++) {
-        if (!snapshot_find_page((address / page + i) * page, write,
+        if (!snapshot_find_page(run, (address / page + i) * page, write,
                                 &r->pages[i])) {
             snapshot_region_clear(r);
             return false;
@@ -153,11 +161,11 @@ static bool snapshot_run_resolve(SnapshotState *s)
         cpu_synchronize_state(current_cpu);
     }
     for (i = 0; i < SNAPSHOT_REGIONS; i++) {
-        if (!snapshot_region_resolve(&r[i], i == SNAPSHOT_REGION_INPUT,
-                                     most)) {
+        if (!snapshot_region_resolve(run, &r[i],
+                                     i == SNAPSHOT_REGION_INPUT)) {
             qemu_log_mask(LOG_GUEST_ERROR, "snapshot: region %u, %" PRIu64
                           " bytes at 0x%" PRIx64 ", is not all RAM that is "
-                          "present, or longer than the channel\n", i,
+                          "present, in the channel, or longer than it\n", i,
                           r[i].length, r[i].address);
             return false;
         }
@@ -275,6 +283,9 @@ static void snapshot_run_finish(SnapshotState *s, uint32_t result, int cause)
     SnapshotRun *run = &s->run;
     const struct snapshot_area *coverage =
         &run->areas[SNAPSHOT_REGION_COVERAGE];
+    /* Less than nothing if the guest restored what it saved before READY */
+    int64_t guest_ns = qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) -
+        run->guest_start;
     struct snapshot_message m = {
         .type = cpu_to_le32(SNAPSHOT_MSG_RESULT),
         .id = cpu_to_le32(run->id),
@@ -282,8 +293,7 @@ static void snapshot_run_finish(SnapshotState *s, uint32_t result, int cause)
             .result = cpu_to_le32(result),
             .cause = cpu_to_le32(cause),
             .host_ns = cpu_to_le64(get_clock() - run->host_start),
-            .guest_ns = cpu_to_le64(qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) -
-                                    run->guest_start),
+            .guest_ns = cpu_to_le64(MAX(guest_ns, 0)),
         },
     };
 
@@ -387,15 +397,32 @@ static bool snapshot_guest_end(void *opaque, ShutdownCause cause)
     SnapshotRun *run = &s->run;
     SnapshotRunState state = qatomic_read(&run->state);
 
+    if (state != SNAPSHOT_RUN_RUNNING && state != SNAPSHOT_RUN_ENDING) {
+        return false;
+    }
+    /* The restore, which is to come, undoes it. */
+    qatomic_set(&run->swallowed, cause);
     if (state == SNAPSHOT_RUN_RUNNING) {
         snapshot_run_end(run, cause == SHUTDOWN_CAUSE_GUEST_PANIC ?
                          SNAPSHOT_CAUSE_PANIC :
                          cause == SHUTDOWN_CAUSE_GUEST_SHUTDOWN ?
                          SNAPSHOT_CAUSE_SHUTDOWN : SNAPSHOT_CAUSE_RESET);
-        return true;
     }
-    /* What the restore, which is to come, undoes */
-    return state == SNAPSHOT_RUN_ENDING;
+    return true;
+}
+
+/* There was no restore to undo it. */
+static void snapshot_guest_end_again(SnapshotRun *run)
+{
+    ShutdownCause cause = qatomic_xchg(&run->swallowed, SHUTDOWN_CAUSE_NONE);
+
+    if (cause == SHUTDOWN_CAUSE_GUEST_PANIC) {
+        qemu_system_guest_panicked(NULL);
+    } else if (cause == SHUTDOWN_CAUSE_GUEST_SHUTDOWN) {
+        qemu_system_shutdown_request(cause);
+    } else if (cause != SHUTDOWN_CAUSE_NONE) {
+        qemu_system_reset_request(cause);
+    }
 }
 
 /*
@@ -414,6 +441,7 @@ static void snapshot_run_begin(SnapshotState *s)
     run->wanted = true;
     run->id = le32_to_cpu(run->in.id);
     run->cause = NO_CAUSE;
+    run->swallowed = SHUTDOWN_CAUSE_NONE;
     s->input_length = le64_to_cpu(run->in.run.length);
     s->status = SNAPSHOT_STATUS_RUN;
     snapshot_region_rw(r, run->channel + input->offset, s->input_length, true);
@@ -437,13 +465,14 @@ static void snapshot_run_begin(SnapshotState *s)
     run->host_deadline = INT64_MAX;
     if (host_ns) {
         host_ns = MIN(host_ns, INT64_MAX / 2);
-        if (runstate_is_running()) {
+        if (runstate_is_live(runstate_get())) {
             snapshot_set_deadline(run, run->host_start + host_ns);
         } else {
             run->host_left = host_ns;
         }
     }
-    if (le32_to_cpu(run->in.run.flags) & SNAPSHOT_RUN_STOPPED) {
+    run->stopped = le32_to_cpu(run->in.run.flags) & SNAPSHOT_RUN_STOPPED;
+    if (run->stopped) {
         vm_stop(RUN_STATE_PAUSED);
     }
     vm_snapshot_unpark(s->engine);
@@ -455,6 +484,7 @@ static void snapshot_run_wait(SnapshotState *s)
 {
     snapshot_run_set_state(&s->run, SNAPSHOT_RUN_WAITING);
     timer_del(s->run.retry_timer);
+    s->run.give_up = 0;
     vm_snapshot_park(s->engine);
     snapshot_tell_ready(s);
     if (s->run.pending) {
@@ -475,6 +505,9 @@ void snapshot_run_reset(SnapshotState *s, uint32_t reason)
     timer_del(run->guest_timer);
     timer_del(run->retry_timer);
     run->host_deadline = INT64_MAX;
+    if (reason != SNAPSHOT_ENDED_FAILED || runstate_needs_reset()) {
+        run->swallowed = SHUTDOWN_CAUSE_NONE;
+    }
     s->input_length = 0;
     snapshot_tell_ended(s, reason);
     if (run->pending) {
@@ -553,6 +586,24 @@ uint32_t snapshot_run_done(SnapshotState *s)
     return SNAPSHOT_STATUS_NONE;
 }
 
+/*
+ * Shall the machine be put back later?  A commit of disks comes to its end, but
+ * a device that the guest keeps busy may not.
+ */
+static bool snapshot_run_retry(SnapshotRun *run, int ret)
+{
+    int64_t now = get_clock();
+
+    if (ret == -ETIMEDOUT && !run->give_up) {
+        run->give_up = now + GIVE_UP_NS;
+    }
+    if (ret != -EBUSY && (ret != -ETIMEDOUT || now >= run->give_up)) {
+        return false;
+    }
+    timer_mod(run->retry_timer, now + RETRY_NS);
+    return true;
+}
+
 void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
                           VMSnapshotOp op, unsigned slot, int ret)
 {
@@ -569,7 +620,9 @@ void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
             snapshot_run_wait(s);
         }
     } else if (request == SNAPSHOT_REQUEST_DONE && ret) {
-        snapshot_run_reset(s, SNAPSHOT_ENDED_FAILED);
+        if (!snapshot_run_retry(run, ret)) {
+            snapshot_run_reset(s, SNAPSHOT_ENDED_FAILED);
+        }
     } else if (request == SNAPSHOT_REQUEST_DONE ||
                (request == SNAPSHOT_REQUEST_NONE && !ret &&
                 op == VM_SNAPSHOT_RESTORE && slot == run->slot &&
@@ -592,11 +645,11 @@ static void snapshot_run_put_back(SnapshotState *s)
     Error *err = NULL;
     int ret = vm_snapshot_run(s->engine, VM_SNAPSHOT_RESTORE, run->slot, &err);
 
-    if (ret == -EBUSY && run->state == SNAPSHOT_RUN_ENDING) {
+    if (ret && run->state == SNAPSHOT_RUN_ENDING &&
+        snapshot_run_retry(run, ret)) {
         warn_report_once("snapshot: a run's end waits: %s",
                          error_get_pretty(err));
         error_free(err);
-        timer_mod(run->retry_timer, get_clock() + RETRY_NS);
     } else if (ret) {
         error_reportf_err(err, "snapshot: after a run, the machine cannot be "
                           "put back: ");
@@ -637,16 +690,22 @@ static void snapshot_retry_timer(void *opaque)
 
 /*
  * An error has stopped the machine in a run, or when the restore waited for a
- * request of the run's.  What it was about is undone.
+ * request of the run's.  What it was about is undone.  So is the stop that the
+ * run began with.
  */
 static void snapshot_run_continue(SnapshotRun *run)
 {
-    if (run->state == SNAPSHOT_RUN_WAITING &&
-        (runstate_check(RUN_STATE_IO_ERROR) ||
-         runstate_check(RUN_STATE_WATCHDOG) ||
-         runstate_check(RUN_STATE_PRELAUNCH))) {
+    if (run->state != SNAPSHOT_RUN_WAITING) {
+        return;
+    }
+    if (runstate_check(RUN_STATE_IO_ERROR) ||
+        runstate_check(RUN_STATE_WATCHDOG) ||
+        runstate_check(RUN_STATE_PRELAUNCH) ||
+        (run->stopped && (runstate_check(RUN_STATE_PAUSED) ||
+                          runstate_check(RUN_STATE_DEBUG)))) {
         vm_start();
     }
+    run->stopped = false;
 }
 
 static void snapshot_run_bh(void *opaque)
@@ -659,6 +718,7 @@ static void snapshot_run_bh(void *opaque)
     }
     if (run->state == SNAPSHOT_RUN_NONE && runstate_is_running()) {
         resume_all_vcpus();
+        snapshot_guest_end_again(run);
     }
     snapshot_run_continue(run);
     if (run->broken) {
@@ -792,6 +852,12 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
     if (!s->channel) {
         error_setg(errp, "control= needs channel=, a memory backend through "
                    "which inputs and results pass");
+        return false;
+    }
+    if (object_dynamic_cast(OBJECT(qemu_chr_fe_get_driver(&s->control)),
+                            TYPE_CHARDEV_MUX)) {
+        error_setg(errp, "control= has a chardev that several may use: give it "
+                   "one without mux=on");
         return false;
     }
     mr = host_memory_backend_get_memory(s->channel);
