@@ -2,8 +2,8 @@
 """
 What scripts/fuzz-demo tells of a campaign of AFL++'s, and its picture
 
-    campaign.py DIRECTORY squashfs|module
-    campaign.py DIRECTORY crash FILE
+    campaign.py DIRECTORY NAME          NAME is squashfs or module
+    campaign.py DIRECTORY NAME FILE     of one of its crashes
 
 AFL++ 4.04c writes how far it has come once a minute only. But each file in its
 queue has in its name when it was found, and in which run: what edges were known
@@ -114,9 +114,9 @@ the end
 crashes, {self.stats.get('saved_hangs', self.stats.get('unique_hangs'))} hangs''')
 
 
-def tell_crash(directory, file):
+def tell_crash(directory, name, file):
     found = re.search(r'time:(\d+),execs:(\d+)', file)
-    console = (directory / 'module.crash').read_text(errors='replace')
+    console = (directory / f'{name}.crash').read_text(errors='replace')
     lines = console.partition('console:\n')[2].splitlines()
     here = Path.cwd()
 
@@ -128,20 +128,20 @@ def tell_crash(directory, file):
               f'{found[2]}; replayed, the kernel says:\n')
     for line in lines[:LINES]:
         print('    ' + line.rstrip())
-    print(f'''    ... ({len(lines)} lines: {short(directory / 'module.crash')})
+    print(f'''    ... ({len(lines)} lines: {short(directory / f'{name}.crash')})
 
 To look at that run, instruction by instruction, in gdb:
 
     {short(directory / 'host' / 'snapshot-vm')} replay \
-{short(directory / 'module.vm')} \\
+{short(directory / f'{name}.vm')} \\
         {short(file)}
 ''')
 
 
 def main():
     directory, what = Path(sys.argv[1]), sys.argv[2]
-    if what == 'crash':
-        tell_crash(directory, sys.argv[3])
+    if len(sys.argv) > 3:
+        tell_crash(directory, what, sys.argv[3])
         return 0
     version = (directory.parent / 'linux' / 'version').read_text().strip()
     title = TITLES[what].format(version)
