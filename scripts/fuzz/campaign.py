@@ -30,7 +30,7 @@ KERNEL = {
     'module': 'edges of modules',
 }
 SLICES = 24                     # of the time, for runs a second
-LINES = 16                      # of the console
+LINES = 22                      # of the console
 
 
 def machine(path):
