@@ -388,3 +388,31 @@ size_t snapshot_vm_console(const char *directory, int qemu, char *buf,
     munmap(state, sizeof(*state));
     return n;
 }
+
+size_t snapshot_vm_console_since(const char *directory, uint64_t *position,
+                                 char *buf, size_t size)
+{
+    struct state *state = vm_map_file(directory, "state",
+                                      sizeof(*state), false);
+    const struct ring *r;
+    uint64_t end;
+    size_t n = 0;
+
+    if (!state) {
+        return 0;
+    }
+    r = &state->console;
+    end = __atomic_load_n(&r->written, __ATOMIC_ACQUIRE);
+    if (*position > end) {
+        *position = 0;              /* of a machine that was there before */
+    }
+    if (size && end > *position) {
+        n = end - *position < size - 1 ? end - *position : size - 1;
+        n = vm_ring_read(r, buf, n + 1);
+    } else if (size) {
+        *buf = 0;
+    }
+    *position = end;
+    munmap(state, sizeof(*state));
+    return n;
+}
