@@ -105,6 +105,17 @@ static long number(const char *s, long max)
  * The program
  */
 
+static bool executable(const char *path)
+{
+    struct stat st;
+
+    if (access(path, X_OK) < 0 || stat(path, &st) < 0) {
+        return false;
+    }
+    errno = EACCES;
+    return S_ISREG(st.st_mode);
+}
+
 /* As execvp() finds it; to be freed */
 static char *find_program(const char *name)
 {
@@ -120,7 +131,7 @@ static char *find_program(const char *name)
             if (asprintf(&found, "%.*s/%s", (int)n, path, name) < 0) {
                 die("out of memory");
             }
-            if (!access(found, X_OK)) {
+            if (executable(found)) {
                 return found;
             }
             free(found);
@@ -129,8 +140,8 @@ static char *find_program(const char *name)
         }
         errno = ENOENT;
     }
-    if (!found || access(found, X_OK) < 0) {
-        die("cannot execute %s: %s", name, strerror(errno));
+    if (!found || !executable(found)) {
+        die("cannot execute \"%s\": %s", name, strerror(errno));
     }
     return found;
 }

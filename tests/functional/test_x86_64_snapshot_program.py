@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 
-from snapshot.machines import ROOT, MachinesTest, scratch
+from snapshot.machines import ROOT, MachinesTest, host_programs, scratch
 
 HERE = Path(__file__).resolve().parent
 TARGET = HERE / 'snapshot-program' / 'target.c'
@@ -100,6 +100,7 @@ class ProgramTest(MachinesTest):
             f'qemu = {self.qemu_bin}', 'boot = 300', 'timeout = 20000',
             f'device = {device}', *lines, '-accel tcg', '-m 256',
             f'-kernel {LINUX}/vmlinuz', f'-initrd {self.pack(*programs)}',
+            '-device pvpanic',
             f'-append {options}{INIT}{command.replace(" ", ",")}')
         return self.lib.Machine(self.path)
 
@@ -223,18 +224,18 @@ class Speed(ProgramTest):
         no faster than an exec.
         """
         rates = {}
+        seed = self.scratch_file('seed')
+        Path(seed).write_bytes(b'1')
         for way in '-p', '-w':
             with self.machine([self.dynamic()], f'snapshot-run {way} -- '
-                              '/opt/dynamic', device='ram=dirty') as vm:
-                for _ in range(20):
-                    self.check_ok(vm, b'1')
-                runs, start = 0, time.monotonic()
-                while time.monotonic() - start < 3:
-                    self.check_ok(vm, b'1')
-                    runs += 1
-                rates[way] = runs / (time.monotonic() - start)
-        print(f'# inside the start: {rates["-p"]:.0f} runs/s, whole: '
-              f'{rates["-w"]:.0f}')
+                              '/opt/dynamic', device='ram=dirty'):
+                pass
+            output = subprocess.check_output(
+                [host_programs() / 'snapshot-vm', 'measure', self.path, seed,
+                 '3'], text=True)
+            rates[way] = int(output.split()[0])
+        print(f'# inside the start: {rates["-p"]} runs/s, '
+              f'started anew: {rates["-w"]}')
         self.assertGreater(rates['-p'], 2 * rates['-w'])
 
 
@@ -251,7 +252,7 @@ class Coverage(ProgramTest):
     def check_maps(self, programs, command, most=None, size=65536):
         """@most: how many edges there are, if each has a count of its own"""
         found = []
-        for device in 'verify=on', 'ram=remap':
+        for device in 'verify=on', 'ram=dirty':
             with self.machine(programs, command, device=device) as vm:
                 self.assertEqual(vm.coverage_size, size)
                 found.append(self.maps(vm))
@@ -439,14 +440,11 @@ class Afl(ProgramTest):
             self.check_verified(vm)
             return size
 
-    def test_afl(self):
-        """
-        Catches a fork server that starts, a map that the target does not find,
-        and one of another size.
-        """
+    def check_each(self, suffix, **source):
         worked = []
         for name, cc, env in self.compilers():
-            path, why = compiled(name, cc=cc, env=env)
+            name += suffix
+            path, why = compiled(name, cc=cc, env=env, **source)
             if not path:
                 self.log.info('%s: %s', name, why)
                 continue
@@ -455,8 +453,104 @@ class Afl(ProgramTest):
                 with self.subTest(name, way=way):
                     self.check_target(path, f'snapshot-run {way}-- /opt/{name}')
         if not worked:
-            self.skipTest('no afl-cc that compiles: apt-get install afl++')
+            self.skipTest('no afl-cc that compiles this: apt-get install afl++')
         self.log.info('%s', worked)
+
+    def test_afl(self):
+        """
+        Catches a fork server that starts, a map that the target does not find,
+        and one of another size.
+        """
+        self.check_each('')
+
+    def test_persistent(self):
+        """Catches a loop that waits for AFL++, or is run through twice."""
+        source = Path(scratch().name, 'persistent.c')
+        source.write_text(f'#define main target_main\n#include "{TARGET}"\n' '''
+#undef main
+int main(int argc, char **argv)
+{
+    int status = 0;
+    __AFL_INIT();
+    while (__AFL_LOOP(1000)) {
+        status = target_main(argc, argv);
+    }
+    return status;
+}
+''')
+        self.check_each('-persistent', source=source)
+
+    def test_large_map(self):
+        """
+        A target of more than 65536 edges, as afl-cc makes it: it tells how
+        many. Catches a map that is too small for it, and one that is cut.
+        """
+        source = Path(scratch().name, 'large.c')
+        source.write_text('''
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/shm.h>
+int main(void)
+{
+    if (getenv("AFL_DUMP_MAP_SIZE")) {
+        printf("100003\\n");
+        return 1;
+    }
+    if (atoi(getenv("AFL_MAP_SIZE")) < 100003) {
+        abort();
+    }
+    char *map = shmat(atoi(getenv("__AFL_SHM_ID")), NULL, 0);
+    map[0] = 1;
+    map[100002] = getchar();
+    return 0;
+}
+''')
+        program = self.build('large', source=source)
+        for way in '', '-w ', '-m 200000 ':
+            with self.machine([program], f'snapshot-run {way}-- /opt/large') \
+                    as vm:
+                self.assertEqual(vm.coverage_size,
+                                 200000 if '-m' in way else 100032)
+                found = self.check_ok(vm, b'x').coverage
+                self.assertEqual({i: n for i, n in enumerate(found) if n},
+                                 {0: 1, 100002: ord('x')})
+        with self.assertRaisesRegex(self.lib.Failure, '/opt/large needs a map '
+                                    'of 100003 bytes: -m 65536 is less'):
+            self.machine([program], 'snapshot-run -m 65536 -- /opt/large')
+
+
+class Kernel(ProgramTest):
+
+    def test_oops(self):
+        """
+        snapshot-linux/oops.c. Catches an oops that is no crash, one whose words
+        are lost, and a kernel that is not as before.
+        """
+        lib = self.lib
+        bad = (0x1234).to_bytes(8, 'little') * 8
+        with self.machine([], 'oops', options='nopti oops=panic ') as vm:
+            for _ in range(3):
+                self.check_ok(vm, b'')
+                run = vm.run(bad)
+                # panic=-1 resets where no driver of pvpanic's is.
+                self.assertEqual(run.result, lib.CRASH)
+                self.assertIn(run.cause, (lib.PANIC, lib.RESET))
+            self.wait_until_console(vm, r'BUG: .*1234(.|\n)*'
+                                    r'Kernel panic - not syncing: Fatal exc')
+            self.check_ok(vm, b'')
+            self.check_verified(vm)
+        # So that it is the option which makes it one
+        with self.machine([], 'oops', options='nopti ') as vm:
+            run = vm.run(bad)
+            self.assertEqual((run.result, run.cause),
+                             (lib.INVALID, lib.GUEST))
+
+    def wait_until_console(self, vm, words):
+        end = time.monotonic() + 15
+        while not re.search(words, self.lib.console(vm.directory)):
+            self.assertLess(time.monotonic(), end,
+                            self.lib.console(vm.directory)[-2000:])
+            time.sleep(0.05)
 
 
 if __name__ == '__main__':
