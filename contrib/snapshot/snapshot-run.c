@@ -701,6 +701,8 @@ int main(int argc, char **argv)
     } else {
         input = memory_file("input");
     }
+    /* So that no run has to get pages. A ramfs cannot, and does without. */
+    fallocate(input, FALLOC_FL_KEEP_SIZE, 0, options.input_size);
     errors = memory_file("stderr");
     fcntl(errors, F_SETFL, O_APPEND);
     kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
