@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
+#include <termios.h>
 
 #include "snapshot-target.h"
 
@@ -553,16 +554,17 @@ static void append_kernel(void)
     }
 }
 
-static uint32_t judge(int status)
+static uint32_t judge(pid_t pid, int status)
 {
-    const pid_t pid = target->pid;
     const int sig = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 
+    /* Whatever the program has put there by mistake */
+    *target->text = 0;
     if (target->error) {
         say("cannot start the program: %s\n", strerror(target->error));
         return SNAPSHOT_RESULT_INVALID;
     }
-    if (!status) {
+    if (!status && options.crash_status) {
         return SNAPSHOT_RESULT_OK;
     }
     if (append_report(pid)) {
@@ -698,6 +700,10 @@ int main(int argc, char **argv)
         if (input < 0) {
             die("cannot create %s: %s", target->file, strerror(errno));
         }
+        if (!in_memory(target->file)) {
+            fprintf(stderr, "snapshot-run: %s is not in memory: each run "
+                    "writes to a disk\n", target->file);
+        }
     } else {
         input = memory_file("input");
     }
@@ -712,6 +718,8 @@ int main(int argc, char **argv)
 
     fprintf(stderr, "snapshot-run: %s: %s\n", path,
             shim ? "saves inside its start" : "is started in each run");
+    /* What is not out yet would go out in each run. */
+    tcdrain(STDERR_FILENO);
     pid = fork();
     if (pid < 0) {
         die("fork: %s", strerror(errno));
@@ -729,6 +737,6 @@ int main(int argc, char **argv)
     if (!target->ready) {
         return not_ready(path, status);
     }
-    n = snapshot_done(&s, judge(status));
+    n = snapshot_done(&s, judge(pid, status));
     die("%s", snapshot_strerror(n));
 }

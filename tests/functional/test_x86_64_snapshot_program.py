@@ -545,6 +545,30 @@ class Kernel(ProgramTest):
             self.assertEqual((run.result, run.cause),
                              (lib.INVALID, lib.GUEST))
 
+    def test_netlink(self):
+        """
+        What the README shows: messages to the kernel, which QEMU counts edges
+        of. Catches a message that does not reach the kernel.
+        """
+        source = TARGET.with_name('netlink.c')
+        program = self.build('netlink', source=source)
+        # RTM_GETLINK and RTM_NEWLINK, which makes a bridge or nothing
+        header = (0, 18, 0x301, 1, 0)
+        ask = bytes([0, 32]) + b''.join(
+            n.to_bytes(size, 'little')
+            for n, size in zip((32, *header[1:]), (4, 2, 2, 4, 4))) + bytes(16)
+        with self.machine([program], 'snapshot-run -- /opt/netlink',
+                          'coverage = tcg,mode=kernel', device='ram=dirty',
+                          options='oops=panic nokaslr ') as vm:
+            maps = {}
+            for data in (b'', ask, bytes([0, 32]) + bytes(32), ask + ask,
+                         bytes([15, 200]) + bytes(200)) * 3:
+                found = {i for i, n in enumerate(self.check_ok(vm, data).coverage)
+                         if n}
+                maps[data] = maps.get(data, found) & found
+            self.assertGreater(len(maps[ask]), len(maps[b'']) + 100)
+            self.assertTrue(maps[ask] - maps[bytes([0, 32]) + bytes(32)])
+
     def wait_until_console(self, vm, words):
         end = time.monotonic() + 15
         while not re.search(words, self.lib.console(vm.directory)):
