@@ -409,12 +409,22 @@ static void tcg_coverage_stop(CPUState *cpu, run_on_cpu_data data)
     tb_flush_exclusive();
 }
 
-/* All types of vCPUs are of one target, also before there is a vCPU. */
-static bool tcg_coverage_knows_context(void)
+/* Has this CPU's target what @c looks at? */
+static bool tcg_coverage_fits_cpu(const TCGCoverage *c, CPUState *cpu,
+                                  Error **errp)
 {
-    g_autoptr(GSList) types = object_class_get_list(TYPE_CPU, false);
+    if ((c->page_table || c->mode != TCG_COVERAGE_MODE_ALL) &&
+        !cpu->cc->tcg_ops->coverage_context) {
+        error_setg(errp, "tcg-coverage: 'page-table' and 'mode' are not known "
+                   "for this target");
+        return false;
+    }
+    return true;
+}
 
-    return CPU_CLASS(types->data)->tcg_ops->coverage_context;
+bool tcg_coverage_check_cpu(CPUState *cpu, Error **errp)
+{
+    return !coverage || tcg_coverage_fits_cpu(coverage, cpu, errp);
 }
 
 static bool tcg_coverage_check(TCGCoverage *c, Error **errp)
@@ -450,13 +460,7 @@ static bool tcg_coverage_check(TCGCoverage *c, Error **errp)
                    c->memdev->size);
         return false;
     }
-    if ((c->page_table || c->mode != TCG_COVERAGE_MODE_ALL) &&
-        !tcg_coverage_knows_context()) {
-        error_setg(errp, "'page-table' and 'mode' are not known for this "
-                   "target");
-        return false;
-    }
-    return true;
+    return !first_cpu || tcg_coverage_fits_cpu(c, first_cpu, errp);
 }
 
 static void tcg_coverage_complete(UserCreatable *uc, Error **errp)
