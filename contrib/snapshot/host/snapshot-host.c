@@ -266,7 +266,7 @@ struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
         vm_fail_system("cannot open", description);
         return NULL;
     }
-    vm->lock = vm->fd = -1;
+    vm->lock = vm->control = vm->fd = -1;
     vm->open = true;
     if (open_vm(vm, description, instance, flags) < 0) {
         snapshot_vm_close(vm);
