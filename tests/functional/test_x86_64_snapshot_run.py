@@ -4,6 +4,8 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import os
+import random
 import socket
 import subprocess
 import time
@@ -535,6 +537,68 @@ class FastRun(Run):
         self.host = self.attach()
         self.assert_run()
         self.assert_state('running')
+
+    def test_storm(self):
+        """
+        A host and a user that do anything at any time. Catches a run that
+        begins while QEMU waits for the vCPUs to stop, and whatever else comes
+        together only now and then.
+        """
+        seconds = float(os.getenv('QEMU_TEST_SNAPSHOT_STORM', '4'))
+        for machine, ram, args, cpus in (
+                ('pc', 'dirty', (), 1), ('q35', 'remap', (), 1),
+                ('pc', 'dirty', ('-icount', 'shift=3,sleep=off'), 1),
+                ('q35', 'dirty', (), 2)):
+            seed = time.time_ns()
+            self.log.info('%s %s, seed %u', machine, ram, seed)
+            choice = random.Random(seed)
+            self.start_runs(*args, machine=machine, cpus=cpus,
+                            device=f',ram={ram},verify=7')
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                self.do_anything(choice)
+            info = self.query()
+            self.assertEqual(info['mismatched'], 0, info['mismatches'])
+            self.assert_run()
+            self.assert_state('running')
+
+    def do_anything(self, choice):
+        act = choice.choice(['run'] * 10 + ['cancel'] * 4 + [
+            'limit', 'stopped', 'close', 'socket', 'key', 'stop', 'cont',
+            'verify', 'mce'])
+        wait = choice.random() * 0.003 * (choice.random() < 0.5)
+        if act == 'run':
+            self.assert_run(b'e' + b'xyz'[:choice.randrange(4)])
+        elif act in ('cancel', 'stopped'):
+            self.host.begin(choice.choice((b'h', b'e')),
+                            flags=control.STOPPED * (act == 'stopped'))
+            time.sleep(wait)
+            self.host.cancel()
+            self.assertIn(self.host.result()[1], ('cancelled', 'guest'))
+        elif act == 'limit':
+            self.host.begin(b'h', host_ns=choice.randrange(1, 5 * MS))
+            self.assertEqual(self.host.result()[1], 'host time')
+        elif act in ('close', 'socket'):
+            if wait:
+                self.host.begin(choice.choice((b'h', b'e', b't')))
+                time.sleep(wait)
+            if act == 'socket':
+                self.host.socket.close()
+            self.host.close()
+            self.host = self.attach()
+        elif act == 'key':
+            self.vm.cmd('send-key', keys=[{'type': 'qcode', 'data': 'a'}])
+        elif act == 'stop':
+            self.vm.cmd('stop')
+            time.sleep(wait)
+            self.vm.cmd('cont')
+        elif act == 'cont':
+            self.vm.cmd('cont')
+        elif act == 'verify':
+            self.vm.cmd('x-snapshot-device-verify', slot=0)
+        elif act == 'mce':
+            self.vm.cmd('human-monitor-command',
+                        command_line='mce 0 1 0x8000000000000000 0 0 0')
 
     def test_monitor(self):
         """
