@@ -488,8 +488,10 @@ static void tcg_coverage_finalize(Object *obj)
     TCGCoverage *c = TCG_COVERAGE(obj);
 
     if (c->map) {
+        MemoryRegion *mr = host_memory_backend_get_memory(c->memdev);
+
         tcg_coverage_exclusively(tcg_coverage_stop, c);
-        qemu_ram_unset_kept(host_memory_backend_get_memory(c->memdev)->ram_block);
+        qemu_ram_unset_kept(mr->ram_block);
         host_memory_backend_set_mapped(c->memdev, false);
     }
     qapi_free_strList(c->ranges);

@@ -103,7 +103,7 @@ static bool snapshot_find_page(const SnapshotRun *run, uint64_t address,
         !(write && (mr->readonly || mr->rom_device));
 }
 
-/* Returns: false if a page is not there, or the region longer than the channel */
+/* Returns: false if a page is not there, or it is longer than the channel */
 static bool snapshot_region_resolve(const SnapshotRun *run, SnapshotRegion *r,
                                     bool write)
 {
@@ -772,9 +772,9 @@ static void snapshot_run_bh(void *opaque)
  */
 
 /*
- * With a socket for RUN, the thread of the first vCPU, which has nothing else to
- * do while the guest waits, waits for it: that the main loop is told of it and
- * tells the vCPU would take as long as a short run.
+ * With a socket for RUN, the first vCPU's thread, which has nothing else to do
+ * while the guest waits, waits for it: that the main loop is told of it and tells
+ * the vCPU would take as long as a short run.
  */
 static bool snapshot_run_on_vcpu(void)
 {
@@ -837,8 +837,8 @@ static void snapshot_hello(SnapshotState *s)
 }
 
 /*
- * Has nobody come, and changed something, since the machine was put back?  KVM's
- * devices are in the kernel.
+ * Has nobody come, and changed something, since the machine was put back?  With
+ * KVM, devices are in the kernel.
  */
 static bool snapshot_run_is_untouched(const SnapshotRun *run)
 {
@@ -961,9 +961,8 @@ static bool snapshot_wait_for_run(void *opaque, CPUState *cpu)
     fds[0] = (struct pollfd) { .fd = run->socket, .events = POLLIN };
     fds[1] = (struct pollfd) { .fd = event_notifier_get_fd(&run->kick),
                                .events = POLLIN };
-    /* Pairs with snapshot_kick(): what it is about, or the kick, is seen. */
     qatomic_set(&run->polling, true);
-    smp_mb();
+    smp_mb(); /* with snapshot_kick(): what it is about, or the kick, is seen */
     if (cpu_thread_is_idle(cpu)) {
         bql_unlock();
         poll(fds, 2, -1);
@@ -983,7 +982,7 @@ static void snapshot_kick(void *opaque, CPUState *cpu)
 {
     SnapshotState *s = opaque;
 
-    smp_mb();
+    smp_mb(); /* with snapshot_wait_for_run() */
     if (qatomic_read(&s->run.polling)) {
         event_notifier_set(&s->run.kick);
     }

@@ -89,7 +89,7 @@ struct snapshot_vm {
     char directory[256];
     int lock;
     int control;                /* on which a run can be cancelled */
-    int fd;                     /* on which the device speaks, and RUN is sent */
+    int fd;                     /* the device speaks there, and gets RUN */
     struct state *state;
     unsigned char *channel;
     size_t channel_size;

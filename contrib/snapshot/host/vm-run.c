@@ -289,7 +289,7 @@ static void close_connection(struct snapshot_vm *vm)
 }
 
 /*
- * Send HELLO with a socket for all that follows.  QEMU's vCPU waits on it: a run
+ * Send HELLO with a socket for all that follows.  A vCPU waits on it: a run
  * takes half the time.
  *
  * Returns: 0; -1 with errno

@@ -97,6 +97,7 @@ static void ata_write(uint32_t sector)
     outb(0x1f5, 0);
     outb(0x1f7, 0x30);
     while ((inb(0x1f7) & 0x88) != 8) {
+        cpu_pause();
     }
     for (int i = 0; i < 256; i++) {
         outw(0x1f0, i);
@@ -106,6 +107,7 @@ static void ata_write(uint32_t sector)
 static void ata_wait(void)
 {
     while (inb(0x1f7) & 0x88) {
+        cpu_pause();
     }
 }
 
@@ -120,7 +122,8 @@ static void noreturn act(const uint8_t *what)
         act(what + 1);
     case '3':                           /* the other vCPU, now or soon */
         sleep = 1;
-        for (volatile unsigned i = 0; i < 50u * what[1]; i++) {
+        for (unsigned i = 0; i < 50u * what[1]; i++) {
+            barrier();
         }
         break;
     case 'z':
