@@ -136,6 +136,20 @@ class Replay(MachinesTest):
                 gdb.socket.close()
             self.check_machine()
 
+    def test_killed(self):
+        """Catches what is left of one that was killed, and is in the way."""
+        for _ in range(2):
+            process, _, _ = self.stopped(b'FUZ!C')
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            with self.lib.Machine(self.path, flags=self.lib.ATTACH) as vm:
+                self.assertEqual(vm.run(b'FUZ?').result, self.lib.OK)
+        process, _, socket = self.stopped(b'FUZ!C')
+        Gdb(socket).detach()
+        self.end(process, 'the planted crash')
+        self.check_machine()
+
     def blocks(self, data):
         """Where the blocks begin that a run executes, in their order"""
         trace = Path(self.scratch_file('trace log'))

@@ -28,6 +28,8 @@
 #define CONSOLE_SIZE    (64 * 1024)
 #define CONSOLE_MS      300     /* until the daemon has read what is written */
 
+#define GDB_MS          500
+
 /* Blocks as they are executed, each alone; exceptions and interrupts */
 #define TRACED          "exec,nochain,int"
 
@@ -182,13 +184,21 @@ static void interrupted(int signal)
     snapshot_vm_cancel(running);
 }
 
+static int stop_gdb(struct monitor *m)
+{
+    return tell(m, "Disabled", "gdbserver none");
+}
+
 static int start_gdb(struct monitor *m, const char *directory)
 {
     char pc[32] = "its first instruction";
     char *p;
-    int ret = tell(m, "Waiting for gdb",
-                   "gdbserver unix:%s/gdb,server=on,wait=off", directory);
+    int ret = stop_gdb(m);          /* of a replay that was killed */
 
+    if (!ret) {
+        ret = tell(m, "Waiting for gdb",
+                   "gdbserver unix:%s/gdb,server=on,wait=off", directory);
+    }
     if (!ret) {
         ret = tell(m, "IP=", "info registers");
     }
@@ -268,11 +278,15 @@ static int end(struct monitor *m, enum replay_how how)
 {
     int ret = execute(m, "cont", NULL, NULL);
 
-    if (!ret) {
-        ret = how == REPLAY_GDB ? tell(m, "Disabled", "gdbserver none")
-                                : tell(m, SILENT, "log none");
+    if (ret) {
+        return ret;
     }
-    return ret;
+    if (how == REPLAY_TRACE) {
+        return tell(m, SILENT, "log none");
+    }
+    /* A gdb that has let go of the machine is about to read the answer. */
+    sleep_ms(GDB_MS);
+    return stop_gdb(m);
 }
 
 int replay(struct snapshot_vm *vm, size_t length, enum replay_how how,

@@ -68,6 +68,11 @@ class Gdb:
         return self.call('s')
 
     def detach(self):
-        """The machine runs."""
-        self.call('D')
+        """The machine runs; before it answers, a run may have ended, and the
+        stub with it."""
+        self.send('D')
+        try:
+            self.receive()
+        except (OSError, EOFError):
+            pass
         self.socket.close()
