@@ -505,8 +505,10 @@ class Handles(FakeTest):
                                          1000 + len(data))
             self.apart(20, use)
 
+        path = self.start('early and mute', name='mute')
+
         def use_mute():
-            with self.lib.Machine(self.start('early and mute', name='m')) as vm:
+            with self.lib.Machine(path) as vm:
                 self.assert_fails(self.lib.E_ENDED, 'reset', vm.run, b'FU')
                 vm.run(b'', self.lib.Limits())
         self.apart_fails(20, self.lib.E_STUCK, 'run 1 was told to end',
@@ -722,6 +724,7 @@ import snapshot_host as lib
 try:
     with lib.Machine(sys.argv[1]) as vm:
         vm.run(bytes(vm.input_size))
+    lib.stop(sys.argv[1])
 except lib.Failure as failure:
     print(failure.code, failure)
 """
