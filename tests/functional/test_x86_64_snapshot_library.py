@@ -44,6 +44,8 @@ class Fake(FakeTest):
                 ('beyond', lib.E_PROTOCOL, 'outside the channel'),
                 ('short', lib.E_PROTOCOL, '131072 bytes, not 262144'),
                 ('close', lib.E_PROTOCOL, 'closed the connection'),
+                # It ends between two messages.
+                ('deaf', lib.E_START, 'status 0'),
                 ('silent', lib.E_BUSY, 'no HELLO'),
                 ('start', lib.E_START, r'(?s)status 3.*QEMU warns.*says hello'),
                 ('mute', lib.E_NOT_READY, r'(?s)READY in 2 s.*says hello')):

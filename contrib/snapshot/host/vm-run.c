@@ -305,8 +305,11 @@ static int hello(struct snapshot_vm *vm)
     if (ret) {
         return ret;
     }
-    return send_message(vm, &reply) ? vm_fail_system("cannot write to",
-                                                     vm->directory) : 0;
+    if (send_message(vm, &reply) < 0) {
+        return errno == EPIPE || errno == ECONNRESET ? fail_closed(vm) :
+            vm_fail_system("cannot write to", vm->directory);
+    }
+    return 0;
 }
 
 static int connect_control(struct snapshot_vm *vm)
