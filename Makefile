@@ -6,6 +6,8 @@ help:
 	@sed -n 's/^#: //p' Makefile
 
 #: make demo           build, then show the device on a real Linux guest
+#: make fuzz-demo      build, then fuzz Debian's kernel with AFL++: a file system,
+#:                     and a module with a planted fault; DURATION=seconds (60)
 #: make check          build, then run every test; one: scripts/check NAME
 #:                     SANITIZE=1: with sanitizers for addresses and undefined
 #:                     behaviour; SANITIZE=thread: for data races;
@@ -28,6 +30,9 @@ help:
 
 demo: build
 	@scripts/demo
+
+fuzz-demo: build
+	@scripts/fuzz-demo $(DURATION)
 
 build:
 	@scripts/build
@@ -67,5 +72,5 @@ check-patches:
 clean:
 	rm -rf build
 
-.PHONY: help demo build check check-kvm style bench soak fuzz-device \
+.PHONY: help demo fuzz-demo build check check-kvm style bench soak fuzz-device \
 	compare export series check-patches clean

@@ -56,7 +56,6 @@ struct VMSnapshot {
     int64_t since;
     CPUState *requester;
     bool parked;                /* no vCPU runs, the guest's clocks stand */
-    VMChangeStateEntry *parking;    /* keeps them so; NULL before the first */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
 

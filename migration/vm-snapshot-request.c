@@ -51,7 +51,8 @@ static bool vm_snapshot_is_requested(const VMSnapshot *s)
  * A restore may be carried out on the vCPU, in its thread, if nothing but vCPUs
  * and the main loop, which the BQL keeps away, touches the machine: no thread
  * or request of the block layer, and no bottom half that would be called later.
- * And only in place, as the last one was: a reset may need the main loop.
+ * And only in place, as the last one was: a reset may need the main loop, and
+ * so may vCPUs that have stopped for what the guest asks the machine for.
  *
  * With KVM, only a vCPU's own thread can get at its state while no vCPU was
  * told to stop; and a guest's notification of virtio may be in an ioeventfd,
@@ -65,6 +66,7 @@ static bool vm_snapshot_can_stay_on_vcpu(const VMSnapshot *s, unsigned n)
         (tcg_enabled() || (kvm_enabled() && !CPU_NEXT(first_cpu) &&
                            !slot->virtio)) &&
         runstate_is_running() && !slot->suspended &&
+        !qemu_guest_requests_pending() &&
         slot->way == DEVICE_STATE_IN_PLACE && !vm_snapshot_needs_drain();
 }
 
@@ -211,23 +213,11 @@ void vm_snapshot_cancel(VMSnapshot *s)
     }
 }
 
-/* To continue the machine starts its clocks. */
-static void vm_snapshot_keep_parked(void *opaque, bool running, RunState state)
-{
-    const VMSnapshot *s = opaque;
-
-    if (running && s->parked) {
-        cpu_disable_ticks();
-    }
-}
-
 void vm_snapshot_park(VMSnapshot *s)
 {
-    if (!s->parking) {
-        s->parking = qemu_add_vm_change_state_handler(vm_snapshot_keep_parked,
-                                                      s);
-    }
     s->parked = true;
+    /* The user may continue the machine. */
+    cpu_hold_ticks();
     vm_snapshot_hold_vcpus();
 }
 
@@ -253,11 +243,12 @@ void vm_snapshot_unpark(VMSnapshot *s)
         return;
     }
     s->parked = false;
+    cpu_release_ticks();
     if (kvm_enabled()) {
         /* Its TSCs have gone on. */
         cpu_synchronize_all_post_init();
     }
-    if (runstate_is_running()) {
+    if (runstate_is_live(runstate_get())) {
         vm_snapshot_start_clocks();
     }
     CPU_FOREACH(cpu) {
@@ -428,9 +419,6 @@ static void vm_snapshot_finalize(Object *obj)
         the_engine = NULL;
     }
     qemu_bh_delete(s->bh);
-    if (s->parking) {
-        qemu_del_vm_change_state_handler(s->parking);
-    }
     for (i = 0; i < s->config.slots; i++) {
         vm_snapshot_clear_slot(&s->slots[i]);
     }

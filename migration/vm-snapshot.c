@@ -50,16 +50,14 @@ static bool vm_snapshot_quiesce(RunState state, RunState *was, Error **errp)
     return vm_snapshot_drain_begin(errp);
 }
 
-static void vm_snapshot_resume(const VMSnapshot *s, RunState was)
+static void vm_snapshot_resume(RunState was)
 {
     bdrv_drain_all_end();
     if (runstate_is_live(was)) {
         RunState state = vm_get_suspended() ? RUN_STATE_SUSPENDED
                                             : RUN_STATE_RUNNING;
 
-        if (!s->parked) {
-            cpu_enable_ticks();
-        }
+        cpu_enable_ticks();
         runstate_set(state);
         vm_state_notify(1, state);
         vm_set_suspended(false);
@@ -153,7 +151,7 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
 int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
 {
     RunState was;
-    int ret = -EBUSY;
+    int ret = -ETIMEDOUT;
 
     /* What is refused in any case need not be prepared for. */
     if (vm_snapshot_cannot_save(s, errp) ||
@@ -165,7 +163,7 @@ int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
     if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp)) {
         ret = vm_snapshot_save_quiesced(s, n, errp);
     }
-    vm_snapshot_resume(s, was);
+    vm_snapshot_resume(was);
     return ret;
 }
 
@@ -196,6 +194,7 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
     g_autoptr(SnapshotDeviceMismatches) m = NULL;
 
     qdev_forget_unplug_requests();
+    qemu_forget_guest_requests();
     tcg_coverage_restored();
     if (!s->config.verify || (s->restores + 1) % s->config.verify) {
         return;
@@ -298,14 +297,14 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
     VMSnapshotSlot *slot = &s->slots[n];
     int64_t t_stop = get_clock(), t_load, t_start;
     RunState was;
-    int ret = -EBUSY;
+    int ret = -ETIMEDOUT;
 
     s->last_pages = 0;
     if (vm_snapshot_quiesce(RUN_STATE_RESTORE_VM, &was, errp)) {
         ret = vm_snapshot_prepare(s, n, errp);
     }
     if (ret) {
-        vm_snapshot_resume(s, was);
+        vm_snapshot_resume(was);
         return ret;
     }
     t_load = get_clock();
@@ -322,7 +321,7 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
         runstate_set(RUN_STATE_PRELAUNCH);
     }
     s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, n, 0);
-    vm_snapshot_resume(s, was);
+    vm_snapshot_resume(was);
     vm_snapshot_count(s, n, since, t_stop, t_load, t_start);
     return 0;
 }
@@ -426,7 +425,7 @@ SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned n,
         vm_snapshot_matches(slot, errp)) {
         m = vm_snapshot_compare(slot->ram, slot->devices, slot->disks, NULL);
     }
-    vm_snapshot_resume(s, was);
+    vm_snapshot_resume(was);
     return m;
 }
 

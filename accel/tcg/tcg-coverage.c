@@ -271,6 +271,13 @@ static void tcg_coverage_restart_cpu(CPUState *cpu)
     tcg_coverage_update(cpu);
 }
 
+void tcg_coverage_reset_cpu(CPUState *cpu)
+{
+    if (cpu->tcg_coverage) {
+        tcg_coverage_restart_cpu(cpu);
+    }
+}
+
 void tcg_coverage_add_cpu(CPUState *cpu)
 {
     if (!coverage) {
@@ -402,6 +409,24 @@ static void tcg_coverage_stop(CPUState *cpu, run_on_cpu_data data)
     tb_flush_exclusive();
 }
 
+/* Has this CPU's target what @c looks at? */
+static bool tcg_coverage_fits_cpu(const TCGCoverage *c, CPUState *cpu,
+                                  Error **errp)
+{
+    if ((c->page_table || c->mode != TCG_COVERAGE_MODE_ALL) &&
+        !cpu->cc->tcg_ops->coverage_context) {
+        error_setg(errp, "tcg-coverage: 'page-table' and 'mode' are not known "
+                   "for this target");
+        return false;
+    }
+    return true;
+}
+
+bool tcg_coverage_check_cpu(CPUState *cpu, Error **errp)
+{
+    return !coverage || tcg_coverage_fits_cpu(coverage, cpu, errp);
+}
+
 static bool tcg_coverage_check(TCGCoverage *c, Error **errp)
 {
     g_autofree char *other = NULL;
@@ -435,13 +460,7 @@ static bool tcg_coverage_check(TCGCoverage *c, Error **errp)
                    c->memdev->size);
         return false;
     }
-    if ((c->page_table || c->mode != TCG_COVERAGE_MODE_ALL) && first_cpu &&
-        !first_cpu->cc->tcg_ops->coverage_context) {
-        error_setg(errp, "'page-table' and 'mode' are not known for this "
-                   "target");
-        return false;
-    }
-    return true;
+    return !first_cpu || tcg_coverage_fits_cpu(c, first_cpu, errp);
 }
 
 static void tcg_coverage_complete(UserCreatable *uc, Error **errp)
@@ -469,7 +488,10 @@ static void tcg_coverage_finalize(Object *obj)
     TCGCoverage *c = TCG_COVERAGE(obj);
 
     if (c->map) {
+        MemoryRegion *mr = host_memory_backend_get_memory(c->memdev);
+
         tcg_coverage_exclusively(tcg_coverage_stop, c);
+        qemu_ram_unset_kept(mr->ram_block);
         host_memory_backend_set_mapped(c->memdev, false);
     }
     qapi_free_strList(c->ranges);

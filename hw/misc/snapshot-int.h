@@ -12,7 +12,9 @@
 #include "hw/misc/snapshot-regs.h"
 #include "hw/pci/pci_device.h"
 #include "migration/vm-snapshot.h"
+#include "qemu/event_notifier.h"
 #include "system/hostmem.h"
+#include "system/runstate.h"
 
 #define TYPE_SNAPSHOT "snapshot"
 OBJECT_DECLARE_SIMPLE_TYPE(SnapshotState, SNAPSHOT)
@@ -58,10 +60,13 @@ typedef struct SnapshotRun {
     int64_t host_deadline;      /* the same; INT64_MAX: none */
     int64_t host_left;          /* while the user has stopped the machine */
     int64_t guest_start;        /* ns, by the virtual clock */
+    bool stopped;               /* it began so: the stop ends with it */
+    ShutdownCause swallowed;    /* what the guest asked for, but for the run */
     int cause;                  /* why @bh shall end it; SNAPSHOT_CAUSE_* */
     QEMUTimer *host_timer;
     QEMUTimer *guest_timer;
     QEMUTimer *retry_timer;     /* to try again to put the machine back */
+    int64_t give_up;            /* when that ends, by get_clock(); 0: not set */
     QEMUBH *bh;
     VMChangeStateEntry *vm_state;
 
@@ -69,10 +74,20 @@ typedef struct SnapshotRun {
     bool connected;
     bool attached;              /* has said HELLO */
     bool told_ready;
-    bool pending;               /* @in is a RUN that waits for WAITING */
+    bool pending;               /* @next waits for WAITING */
     bool broken;                /* @bh shall close the connection */
+    struct snapshot_message next;       /* the RUN that comes next */
     unsigned in_len;
-    struct snapshot_message in;
+    struct snapshot_message in;         /* its part that has come yet */
+
+    /* The socket that the host may have given, on which a vCPU waits */
+    int socket;                 /* -1: none */
+    int orphan;                 /* one that has to be closed; -1: none */
+    bool polling;
+    bool cancel_next;           /* if it has @cancel_id */
+    uint32_t cancel_id;
+    EventNotifier kick;         /* ends that */
+    uint64_t untouched;         /* bql_times_locked(), if nobody has come */
 } SnapshotRun;
 
 struct SnapshotState {

@@ -14,20 +14,25 @@
  */
 
 #include "qemu/osdep.h"
+#include <poll.h>
 #include "qemu/bswap.h"
 #include "qemu/error-report.h"
 #include "qemu/log.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qemu/units.h"
+#include "chardev/char.h"
 #include "qapi/error.h"
 #include "exec/address-spaces.h"
 #include "exec/target_page.h"
 #include "exec/tcg-coverage.h"
+#include "hw/boards.h"
 #include "hw/core/cpu.h"
 #include "system/cpus.h"
 #include "system/hw_accel.h"
+#include "system/kvm.h"
 #include "system/runstate.h"
+#include "system/tcg.h"
 #include "snapshot-int.h"
 #include "trace.h"
 
@@ -35,6 +40,7 @@
 #define TEXT_MIN        (4 * KiB)
 #define AREA_ALIGN      (4 * KiB)
 #define RETRY_NS        (10 * SCALE_MS)
+#define GIVE_UP_NS      (10 * NANOSECONDS_PER_SECOND)
 #define NO_CAUSE        (-1)
 
 QEMU_BUILD_BUG_ON(sizeof(struct snapshot_message) != 64);
@@ -71,8 +77,12 @@ static void snapshot_region_clear(SnapshotRegion *r)
     r->size = 0;
 }
 
-/* The page at an address as the calling vCPU sees it, if it is of RAM */
-static bool snapshot_find_page(uint64_t address, bool write, hwaddr *page)
+/*
+ * The page at an address as the calling vCPU sees it, if it is of RAM.  What is
+ * in the channel need not be copied there.
+ */
+static bool snapshot_find_page(const SnapshotRun *run, uint64_t address,
+                               bool write, hwaddr *page)
 {
     MemTxAttrs attrs = MEMTXATTRS_UNSPECIFIED;
     hwaddr xlat, len = 1, addr = address;
@@ -89,11 +99,13 @@ static bool snapshot_find_page(uint64_t address, bool write, hwaddr *page)
                                  write, attrs);
     *page = addr;
     return memory_region_is_ram(mr) && !memory_region_is_ram_device(mr) &&
+        memory_region_get_ram_ptr(mr) != run->channel &&
         !(write && (mr->readonly || mr->rom_device));
 }
 
-/* Returns: false if a page is not there, or the region longer than @most */
-static bool snapshot_region_resolve(SnapshotRegion *r, bool write, size_t most)
+/* Returns: false if a page is not there, or it is longer than the channel */
+static bool snapshot_region_resolve(const SnapshotRun *run, SnapshotRegion *r,
+                                    bool write)
 {
     const unsigned page = qemu_target_page_size();
     uint64_t address = r->address, length = r->length;
@@ -103,13 +115,13 @@ static bool snapshot_region_resolve(SnapshotRegion *r, bool write, size_t most)
     if (!length) {
         return true;
     }
-    if (length > most || address + length - 1 < address) {
+    if (length > run->channel_size || address + length - 1 < address) {
         return false;
     }
     n = (address + length - 1) / page - address / page + 1;
     r->pages = g_new(hwaddr, n);
     for (i = 0; i < n; i++) {
-        if (!snapshot_find_page((address / page + i) * page, write,
+        if (!snapshot_find_page(run, (address / page + i) * page, write,
                                 &r->pages[i])) {
             snapshot_region_clear(r);
             return false;
@@ -153,11 +165,11 @@ static bool snapshot_run_resolve(SnapshotState *s)
         cpu_synchronize_state(current_cpu);
     }
     for (i = 0; i < SNAPSHOT_REGIONS; i++) {
-        if (!snapshot_region_resolve(&r[i], i == SNAPSHOT_REGION_INPUT,
-                                     most)) {
+        if (!snapshot_region_resolve(run, &r[i],
+                                     i == SNAPSHOT_REGION_INPUT)) {
             qemu_log_mask(LOG_GUEST_ERROR, "snapshot: region %u, %" PRIu64
                           " bytes at 0x%" PRIx64 ", is not all RAM that is "
-                          "present, or longer than the channel\n", i,
+                          "present, in the channel, or longer than it\n", i,
                           r[i].length, r[i].address);
             return false;
         }
@@ -188,16 +200,28 @@ static bool snapshot_run_resolve(SnapshotState *s)
  * Messages
  */
 
+static void snapshot_set_broken(SnapshotRun *run)
+{
+    run->broken = true;
+    qemu_bh_schedule(run->bh);
+}
+
 /* Called on any thread.  The protocol lets a socket's buffer never be full. */
 static void snapshot_send(SnapshotState *s, const struct snapshot_message *m)
 {
     SnapshotRun *run = &s->run;
+    ssize_t n;
 
-    if (run->connected && !run->broken &&
-        qemu_chr_fe_write(&s->control, (const uint8_t *)m, sizeof(*m)) !=
-        sizeof(*m)) {
-        run->broken = true;
-        qemu_bh_schedule(run->bh);
+    if (!run->connected || run->broken) {
+        return;
+    }
+    if (run->socket >= 0) {
+        n = send(run->socket, m, sizeof(*m), MSG_DONTWAIT | MSG_NOSIGNAL);
+    } else {
+        n = qemu_chr_fe_write(&s->control, (const uint8_t *)m, sizeof(*m));
+    }
+    if (n != sizeof(*m)) {
+        snapshot_set_broken(run);
     }
 }
 
@@ -211,9 +235,9 @@ static void snapshot_refuse(SnapshotState *s, uint32_t id, uint32_t reason)
 
     trace_snapshot_run_refused(id, reason);
     snapshot_send(s, &m);
-    if (reason <= SNAPSHOT_REFUSED_VERSION) {
-        s->run.broken = true;
-        qemu_bh_schedule(s->run.bh);
+    if (reason <= SNAPSHOT_REFUSED_VERSION ||
+        reason == SNAPSHOT_REFUSED_SOCKET) {
+        snapshot_set_broken(&s->run);
     }
 }
 
@@ -223,6 +247,17 @@ static struct snapshot_area snapshot_area_le(struct snapshot_area a)
         .offset = cpu_to_le64(a.offset),
         .size = cpu_to_le64(a.size),
     };
+}
+
+/* What a host has sent before it was told of READY is for an earlier one. */
+static void snapshot_refuse_early(SnapshotState *s)
+{
+    struct snapshot_message m;
+
+    while (s->run.socket >= 0 && !s->run.broken &&
+           recv(s->run.socket, &m, sizeof(m), MSG_DONTWAIT) == sizeof(m)) {
+        snapshot_refuse(s, le32_to_cpu(m.id), SNAPSHOT_REFUSED_NOT_READY);
+    }
 }
 
 static void snapshot_tell_ready(SnapshotState *s)
@@ -239,6 +274,7 @@ static void snapshot_tell_ready(SnapshotState *s)
     };
 
     if (run->attached && !run->told_ready) {
+        snapshot_refuse_early(s);
         run->told_ready = true;
         snapshot_send(s, &m);
     }
@@ -275,6 +311,9 @@ static void snapshot_run_finish(SnapshotState *s, uint32_t result, int cause)
     SnapshotRun *run = &s->run;
     const struct snapshot_area *coverage =
         &run->areas[SNAPSHOT_REGION_COVERAGE];
+    /* Less than nothing if the guest restored what it saved before READY */
+    int64_t guest_ns = qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) -
+        run->guest_start;
     struct snapshot_message m = {
         .type = cpu_to_le32(SNAPSHOT_MSG_RESULT),
         .id = cpu_to_le32(run->id),
@@ -282,8 +321,7 @@ static void snapshot_run_finish(SnapshotState *s, uint32_t result, int cause)
             .result = cpu_to_le32(result),
             .cause = cpu_to_le32(cause),
             .host_ns = cpu_to_le64(get_clock() - run->host_start),
-            .guest_ns = cpu_to_le64(qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL) -
-                                    run->guest_start),
+            .guest_ns = cpu_to_le64(MAX(guest_ns, 0)),
         },
     };
 
@@ -387,15 +425,32 @@ static bool snapshot_guest_end(void *opaque, ShutdownCause cause)
     SnapshotRun *run = &s->run;
     SnapshotRunState state = qatomic_read(&run->state);
 
+    if (state != SNAPSHOT_RUN_RUNNING && state != SNAPSHOT_RUN_ENDING) {
+        return false;
+    }
+    /* The restore, which is to come, undoes it. */
+    qatomic_set(&run->swallowed, cause);
     if (state == SNAPSHOT_RUN_RUNNING) {
         snapshot_run_end(run, cause == SHUTDOWN_CAUSE_GUEST_PANIC ?
                          SNAPSHOT_CAUSE_PANIC :
                          cause == SHUTDOWN_CAUSE_GUEST_SHUTDOWN ?
                          SNAPSHOT_CAUSE_SHUTDOWN : SNAPSHOT_CAUSE_RESET);
-        return true;
     }
-    /* What the restore, which is to come, undoes */
-    return state == SNAPSHOT_RUN_ENDING;
+    return true;
+}
+
+/* There was no restore to undo it. */
+static void snapshot_guest_end_again(SnapshotRun *run)
+{
+    ShutdownCause cause = qatomic_xchg(&run->swallowed, SHUTDOWN_CAUSE_NONE);
+
+    if (cause == SHUTDOWN_CAUSE_GUEST_PANIC) {
+        qemu_system_guest_panicked(NULL);
+    } else if (cause == SHUTDOWN_CAUSE_GUEST_SHUTDOWN) {
+        qemu_system_shutdown_request(cause);
+    } else if (cause != SHUTDOWN_CAUSE_NONE) {
+        qemu_system_reset_request(cause);
+    }
 }
 
 /*
@@ -405,16 +460,17 @@ static bool snapshot_guest_end(void *opaque, ShutdownCause cause)
 static void snapshot_run_begin(SnapshotState *s)
 {
     SnapshotRun *run = &s->run;
-    uint64_t host_ns = le64_to_cpu(run->in.run.host_ns);
-    uint64_t guest_ns = le64_to_cpu(run->in.run.guest_ns);
+    uint64_t host_ns = le64_to_cpu(run->next.run.host_ns);
+    uint64_t guest_ns = le64_to_cpu(run->next.run.guest_ns);
     const struct snapshot_area *input = &run->areas[SNAPSHOT_REGION_INPUT];
     const SnapshotRegion *r = &run->regions[SNAPSHOT_REGION_INPUT];
 
     run->pending = false;
     run->wanted = true;
-    run->id = le32_to_cpu(run->in.id);
+    run->id = le32_to_cpu(run->next.id);
     run->cause = NO_CAUSE;
-    s->input_length = le64_to_cpu(run->in.run.length);
+    run->swallowed = SHUTDOWN_CAUSE_NONE;
+    s->input_length = le64_to_cpu(run->next.run.length);
     s->status = SNAPSHOT_STATUS_RUN;
     snapshot_region_rw(r, run->channel + input->offset, s->input_length, true);
 
@@ -437,15 +493,20 @@ static void snapshot_run_begin(SnapshotState *s)
     run->host_deadline = INT64_MAX;
     if (host_ns) {
         host_ns = MIN(host_ns, INT64_MAX / 2);
-        if (runstate_is_running()) {
+        if (runstate_is_live(runstate_get())) {
             snapshot_set_deadline(run, run->host_start + host_ns);
         } else {
             run->host_left = host_ns;
         }
     }
-    if (le32_to_cpu(run->in.run.flags) & SNAPSHOT_RUN_STOPPED) {
+    run->stopped = le32_to_cpu(run->next.run.flags) & SNAPSHOT_RUN_STOPPED;
+    if (run->stopped) {
         vm_stop(RUN_STATE_PAUSED);
     }
+    if (run->cancel_next && run->cancel_id == run->id) {
+        snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
+    }
+    run->cancel_next = false;
     vm_snapshot_unpark(s->engine);
     resume_all_vcpus();
 }
@@ -455,11 +516,17 @@ static void snapshot_run_wait(SnapshotState *s)
 {
     snapshot_run_set_state(&s->run, SNAPSHOT_RUN_WAITING);
     timer_del(s->run.retry_timer);
+    s->run.give_up = 0;
+    /* The main loop may go on to do something else. */
+    s->run.untouched = qemu_in_vcpu_thread() ? bql_times_locked() : 0;
     vm_snapshot_park(s->engine);
     snapshot_tell_ready(s);
     if (s->run.pending) {
         /* Not here: the restore is not over. */
         qemu_bh_schedule(s->run.bh);
+    } else if (s->run.socket >= 0 && !qemu_in_vcpu_thread()) {
+        /* Its wait is for the socket now. */
+        qemu_cpu_kick(first_cpu);
     }
 }
 
@@ -475,11 +542,14 @@ void snapshot_run_reset(SnapshotState *s, uint32_t reason)
     timer_del(run->guest_timer);
     timer_del(run->retry_timer);
     run->host_deadline = INT64_MAX;
+    if (reason != SNAPSHOT_ENDED_FAILED || runstate_needs_reset()) {
+        run->swallowed = SHUTDOWN_CAUSE_NONE;
+    }
     s->input_length = 0;
     snapshot_tell_ended(s, reason);
     if (run->pending) {
         run->pending = false;
-        snapshot_refuse(s, le32_to_cpu(run->in.id),
+        snapshot_refuse(s, le32_to_cpu(run->next.id),
                         SNAPSHOT_REFUSED_NOT_READY);
         qemu_chr_fe_accept_input(&s->control);
     }
@@ -553,6 +623,24 @@ uint32_t snapshot_run_done(SnapshotState *s)
     return SNAPSHOT_STATUS_NONE;
 }
 
+/*
+ * Shall the machine be put back later?  A commit of disks comes to its end, but
+ * a device that the guest keeps busy may not.
+ */
+static bool snapshot_run_retry(SnapshotRun *run, int ret)
+{
+    int64_t now = get_clock();
+
+    if (ret == -ETIMEDOUT && !run->give_up) {
+        run->give_up = now + GIVE_UP_NS;
+    }
+    if (ret != -EBUSY && (ret != -ETIMEDOUT || now >= run->give_up)) {
+        return false;
+    }
+    timer_mod(run->retry_timer, now + RETRY_NS);
+    return true;
+}
+
 void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
                           VMSnapshotOp op, unsigned slot, int ret)
 {
@@ -569,7 +657,9 @@ void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
             snapshot_run_wait(s);
         }
     } else if (request == SNAPSHOT_REQUEST_DONE && ret) {
-        snapshot_run_reset(s, SNAPSHOT_ENDED_FAILED);
+        if (!snapshot_run_retry(run, ret)) {
+            snapshot_run_reset(s, SNAPSHOT_ENDED_FAILED);
+        }
     } else if (request == SNAPSHOT_REQUEST_DONE ||
                (request == SNAPSHOT_REQUEST_NONE && !ret &&
                 op == VM_SNAPSHOT_RESTORE && slot == run->slot &&
@@ -592,11 +682,11 @@ static void snapshot_run_put_back(SnapshotState *s)
     Error *err = NULL;
     int ret = vm_snapshot_run(s->engine, VM_SNAPSHOT_RESTORE, run->slot, &err);
 
-    if (ret == -EBUSY && run->state == SNAPSHOT_RUN_ENDING) {
+    if (ret && run->state == SNAPSHOT_RUN_ENDING &&
+        snapshot_run_retry(run, ret)) {
         warn_report_once("snapshot: a run's end waits: %s",
                          error_get_pretty(err));
         error_free(err);
-        timer_mod(run->retry_timer, get_clock() + RETRY_NS);
     } else if (ret) {
         error_reportf_err(err, "snapshot: after a run, the machine cannot be "
                           "put back: ");
@@ -637,16 +727,22 @@ static void snapshot_retry_timer(void *opaque)
 
 /*
  * An error has stopped the machine in a run, or when the restore waited for a
- * request of the run's.  What it was about is undone.
+ * request of the run's.  What it was about is undone.  So is the stop that the
+ * run began with.
  */
 static void snapshot_run_continue(SnapshotRun *run)
 {
-    if (run->state == SNAPSHOT_RUN_WAITING &&
-        (runstate_check(RUN_STATE_IO_ERROR) ||
-         runstate_check(RUN_STATE_WATCHDOG) ||
-         runstate_check(RUN_STATE_PRELAUNCH))) {
+    if (run->state != SNAPSHOT_RUN_WAITING) {
+        return;
+    }
+    if (runstate_check(RUN_STATE_IO_ERROR) ||
+        runstate_check(RUN_STATE_WATCHDOG) ||
+        runstate_check(RUN_STATE_PRELAUNCH) ||
+        (run->stopped && (runstate_check(RUN_STATE_PAUSED) ||
+                          runstate_check(RUN_STATE_DEBUG)))) {
         vm_start();
     }
+    run->stopped = false;
 }
 
 static void snapshot_run_bh(void *opaque)
@@ -659,6 +755,7 @@ static void snapshot_run_bh(void *opaque)
     }
     if (run->state == SNAPSHOT_RUN_NONE && runstate_is_running()) {
         resume_all_vcpus();
+        snapshot_guest_end_again(run);
     }
     snapshot_run_continue(run);
     if (run->broken) {
@@ -674,6 +771,52 @@ static void snapshot_run_bh(void *opaque)
  * The host
  */
 
+/*
+ * With a socket for RUN, the first vCPU's thread, which has nothing else to do
+ * while the guest waits, waits for it: that the main loop is told of it and tells
+ * the vCPU would take as long as a short run.
+ */
+static bool snapshot_run_on_vcpu(void)
+{
+    return tcg_enabled() ||
+        (kvm_enabled() && current_machine->smp.max_cpus == 1);
+}
+
+/* A vCPU may be waiting for it. */
+static void snapshot_close_socket(SnapshotRun *run)
+{
+    int fd = run->socket;
+
+    run->socket = -1;
+    if (fd >= 0 && run->polling && run->orphan < 0) {
+        run->orphan = fd;
+        event_notifier_set(&run->kick);
+    } else if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* Take the socket that came with HELLO, if any; any other file is none. */
+static bool snapshot_take_socket(SnapshotState *s)
+{
+    int fd = qemu_chr_fe_get_msgfd(&s->control), type = 0, domain = 0;
+    socklen_t len = sizeof(int);
+
+    if (fd < 0) {
+        return true;
+    }
+    if (!snapshot_run_on_vcpu() ||
+        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) ||
+        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) ||
+        domain != AF_UNIX || type != SOCK_SEQPACKET) {
+        close(fd);
+        return false;
+    }
+    s->run.socket = fd;
+    qemu_cpu_kick(first_cpu);
+    return true;
+}
+
 static void snapshot_hello(SnapshotState *s)
 {
     SnapshotRun *run = &s->run;
@@ -683,6 +826,8 @@ static void snapshot_hello(SnapshotState *s)
     } else if (le32_to_cpu(run->in.hello.version) !=
                SNAPSHOT_CONTROL_VERSION) {
         snapshot_refuse(s, 0, SNAPSHOT_REFUSED_VERSION);
+    } else if (!snapshot_take_socket(s)) {
+        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_SOCKET);
     } else {
         run->attached = true;
         if (run->state == SNAPSHOT_RUN_WAITING) {
@@ -691,27 +836,53 @@ static void snapshot_hello(SnapshotState *s)
     }
 }
 
-static void snapshot_asked_for_run(SnapshotState *s)
+/*
+ * Has nobody come, and changed something, since the machine was put back?  With
+ * KVM, devices are in the kernel.
+ */
+static bool snapshot_run_is_untouched(const SnapshotRun *run)
+{
+    return tcg_enabled() && run->untouched == bql_times_locked();
+}
+
+/* Begin a run now, or leave to the main loop what it has to do before. */
+static void snapshot_prepare_run(SnapshotState *s)
 {
     SnapshotRun *run = &s->run;
-    uint32_t id = le32_to_cpu(run->in.id);
+    bool stopped = le32_to_cpu(run->next.run.flags) & SNAPSHOT_RUN_STOPPED;
+
+    if (run->state == SNAPSHOT_RUN_ENDING) {
+        run->pending = true;
+    } else if (!snapshot_run_is_untouched(run) &&
+               !vm_snapshot_put_back_parked(s->engine, run->slot)) {
+        run->pending = true;
+        snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
+        timer_mod(run->retry_timer, get_clock());
+    } else if (stopped && qemu_in_vcpu_thread()) {
+        run->pending = true;
+        qemu_bh_schedule(run->bh);
+    } else {
+        snapshot_run_begin(s);
+    }
+}
+
+static void snapshot_asked_for_run(SnapshotState *s,
+                                   const struct snapshot_message *m)
+{
+    SnapshotRun *run = &s->run;
+    uint32_t id = le32_to_cpu(m->id), flags = le32_to_cpu(m->run.flags);
 
     if (!run->told_ready || (run->state != SNAPSHOT_RUN_WAITING &&
                              run->state != SNAPSHOT_RUN_ENDING)) {
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_NOT_READY);
-    } else if (le64_to_cpu(run->in.run.length) >
+    } else if (le64_to_cpu(m->run.length) >
                run->areas[SNAPSHOT_REGION_INPUT].size) {
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_LENGTH);
-    } else if (le32_to_cpu(run->in.run.flags) & ~SNAPSHOT_RUN_STOPPED) {
+    } else if (flags & ~SNAPSHOT_RUN_STOPPED) {
         snapshot_refuse(s, id, SNAPSHOT_REFUSED_FLAGS);
-    } else if (run->state == SNAPSHOT_RUN_ENDING) {
-        run->pending = true;
-    } else if (vm_snapshot_put_back_parked(s->engine, run->slot)) {
-        snapshot_run_begin(s);
     } else {
-        run->pending = true;
-        snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
-        snapshot_run_put_back(s);
+        run->next = *m;
+        snapshot_prepare_run(s);
     }
 }
 
@@ -727,12 +898,16 @@ static void snapshot_message(SnapshotState *s)
             snapshot_refuse(s, 0, SNAPSHOT_REFUSED_HELLO);
         }
     } else if (type == SNAPSHOT_MSG_RUN) {
-        snapshot_asked_for_run(s);
+        snapshot_asked_for_run(s, &run->in);
     } else if (type != SNAPSHOT_MSG_CANCEL) {
         snapshot_refuse(s, le32_to_cpu(run->in.id), SNAPSHOT_REFUSED_TYPE);
     } else if (run->state == SNAPSHOT_RUN_RUNNING &&
                le32_to_cpu(run->in.id) == run->id) {
         snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
+    } else if (run->socket >= 0) {
+        /* Its RUN may not have been read from there yet. */
+        run->cancel_next = true;
+        run->cancel_id = le32_to_cpu(run->in.id);
     }
 }
 
@@ -757,6 +932,67 @@ static void snapshot_read_control(void *opaque, const uint8_t *buf, int len)
     }
 }
 
+static bool snapshot_wait_for_run(void *opaque, CPUState *cpu)
+{
+    SnapshotState *s = opaque;
+    SnapshotRun *run = &s->run;
+    struct snapshot_message m;
+    struct pollfd fds[2];
+    ssize_t n;
+
+    if (run->socket < 0 || cpu != first_cpu || run->broken || run->pending ||
+        run->state != SNAPSHOT_RUN_WAITING) {
+        return false;
+    }
+    n = recv(run->socket, &m, sizeof(m), MSG_DONTWAIT | MSG_TRUNC);
+    if (n == sizeof(m) && le32_to_cpu(m.type) == SNAPSHOT_MSG_RUN) {
+        snapshot_asked_for_run(s, &m);
+        return true;
+    }
+    if (n > 0) {
+        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_TYPE);
+        return true;
+    }
+    if (!n || (errno != EAGAIN && errno != EINTR)) {
+        snapshot_set_broken(run);
+        return true;
+    }
+
+    fds[0] = (struct pollfd) { .fd = run->socket, .events = POLLIN };
+    fds[1] = (struct pollfd) { .fd = event_notifier_get_fd(&run->kick),
+                               .events = POLLIN };
+    qatomic_set(&run->polling, true);
+    smp_mb(); /* with snapshot_kick(): what it is about, or the kick, is seen */
+    if (cpu_thread_is_idle(cpu)) {
+        bql_unlock();
+        poll(fds, 2, -1);
+        bql_lock();
+        run->untouched++;
+    }
+    run->polling = false;
+    event_notifier_test_and_clear(&run->kick);
+    if (run->orphan >= 0) {
+        close(run->orphan);
+        run->orphan = -1;
+    }
+    return true;
+}
+
+static void snapshot_kick(void *opaque, CPUState *cpu)
+{
+    SnapshotState *s = opaque;
+
+    smp_mb(); /* with snapshot_wait_for_run() */
+    if (qatomic_read(&s->run.polling)) {
+        event_notifier_set(&s->run.kick);
+    }
+}
+
+static const CPUWaitOps snapshot_wait_ops = {
+    .wait = snapshot_wait_for_run,
+    .kick = snapshot_kick,
+};
+
 static void snapshot_control_event(void *opaque, QEMUChrEvent event)
 {
     SnapshotState *s = opaque;
@@ -770,13 +1006,20 @@ static void snapshot_control_event(void *opaque, QEMUChrEvent event)
         },
     };
 
+    if (qemu_chr_has_feature(qemu_chr_fe_get_driver(&s->control),
+                             QEMU_CHAR_FEATURE_FD_PASS) &&
+        snapshot_run_on_vcpu()) {
+        m.hello.flags = cpu_to_le32(SNAPSHOT_HELLO_SOCKET);
+    }
+
     if (event != CHR_EVENT_OPENED && event != CHR_EVENT_CLOSED) {
         return;
     }
     run->connected = event == CHR_EVENT_OPENED;
     run->attached = run->told_ready = run->pending = run->broken = false;
-    run->wanted = false;
+    run->wanted = run->cancel_next = false;
     run->in_len = 0;
+    snapshot_close_socket(run);
     if (run->state == SNAPSHOT_RUN_RUNNING) {
         /* Nobody waits for its result. */
         snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
@@ -788,10 +1031,17 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
 {
     SnapshotRun *run = &s->run;
     MemoryRegion *mr;
+    int ret;
 
     if (!s->channel) {
         error_setg(errp, "control= needs channel=, a memory backend through "
                    "which inputs and results pass");
+        return false;
+    }
+    if (object_dynamic_cast(OBJECT(qemu_chr_fe_get_driver(&s->control)),
+                            TYPE_CHARDEV_MUX)) {
+        error_setg(errp, "control= has a chardev that several may use: give it "
+                   "one without mux=on");
         return false;
     }
     mr = host_memory_backend_get_memory(s->channel);
@@ -813,6 +1063,12 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
     run->channel = memory_region_get_ram_ptr(mr);
     run->channel_size = memory_region_size(mr);
     run->cause = NO_CAUSE;
+    run->socket = run->orphan = -1;
+    ret = event_notifier_init(&run->kick, false);
+    if (ret) {
+        error_setg_errno(errp, -ret, "control= needs an eventfd");
+        return false;
+    }
     run->host_deadline = INT64_MAX;
     run->host_timer = timer_new_ns(QEMU_CLOCK_REALTIME, snapshot_host_timer,
                                    run);
@@ -824,6 +1080,7 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
     run->bh = aio_bh_new(iohandler_get_aio_context(), snapshot_run_bh, s);
     run->vm_state = qemu_add_vm_change_state_handler(snapshot_vm_state, s);
     qemu_set_guest_end_handler(snapshot_guest_end, s);
+    qemu_set_cpu_wait(&snapshot_wait_ops, s);
     qemu_chr_fe_set_handlers(&s->control, snapshot_can_read,
                              snapshot_read_control, snapshot_control_event,
                              NULL, s, NULL, true);
@@ -840,6 +1097,9 @@ void snapshot_run_exit(SnapshotState *s)
     }
     qemu_chr_fe_deinit(&s->control, false);
     qemu_set_guest_end_handler(NULL, NULL);
+    qemu_set_cpu_wait(NULL, NULL);
+    snapshot_close_socket(run);
+    event_notifier_cleanup(&run->kick);
     qemu_del_vm_change_state_handler(run->vm_state);
     timer_free(run->host_timer);
     timer_free(run->guest_timer);

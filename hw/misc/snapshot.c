@@ -31,6 +31,7 @@ static uint32_t snapshot_error(int ret)
         { -ESTALE, SNAPSHOT_E_CHANGED },
         { -ENOMEM, SNAPSHOT_E_NOMEM },
         { -EBUSY, SNAPSHOT_E_BUSY },
+        { -ETIMEDOUT, SNAPSHOT_E_BUSY },
     };
     unsigned i;
 
@@ -273,7 +274,10 @@ static void snapshot_reset_hold(Object *obj, ResetType type)
         return;
     }
     s->request = SNAPSHOT_REQUEST_NONE;
-    snapshot_run_reset(s, SNAPSHOT_ENDED_RESET);
+    /* A run may sleep and wake up. */
+    if (type != RESET_TYPE_WAKEUP || s->run.state != SNAPSHOT_RUN_RUNNING) {
+        snapshot_run_reset(s, SNAPSHOT_ENDED_RESET);
+    }
     s->status = SNAPSHOT_STATUS_NONE;
     s->slot = 0;
     s->argument = 0;

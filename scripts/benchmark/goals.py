@@ -8,6 +8,7 @@ import collections
 
 import devices
 import disks
+import loop
 
 # measured and plain: text, or None; met: None if it was not measured
 Row = collections.namedtuple('Row', 'what plain prototype goal measured met '
@@ -46,6 +47,7 @@ class Records:
         self.calls = results.get('calls', [])
         self.disks = {d['clusters']: d for d in results.get('disks', [])}
         self.throughput = results.get('throughput', [])
+        self.loop = results.get('loop', [])
 
     def all(self, **wanted):
         return [r for r in self.records if wanted.items() <= r.items()]
@@ -74,6 +76,12 @@ class Records:
                  if (c['name'], c['binary']) == (name, binary)]
         return (found[0].get('total'), found[0].get('why')) if found \
             else (None, None)
+
+    def loop_of(self, guest, way):
+        """What was measured of it, empty if nothing was, and why not"""
+        record = next((x for x in self.loop
+                       if (x['guest'], x['way']) == (guest, way)), {})
+        return ({}, record['why']) if 'why' in record else (record, None)
 
     def floor(self, engine, pages):
         return self.get(engine, pages=pages, accel=None)
@@ -197,6 +205,15 @@ def rows(r):
         if record['way'] == 'overlay':
             ratio(f'{record["pattern"]}, of the image alone', record['ratio'],
                   '-', disks.GOAL_THROUGHPUT, most=False)
+    record, why = r.loop_of(loop.TOY, loop.LOOP)
+    ratio('the fuzzing loop, toy: rate, of its restores alone',
+          record.get('ratio'), '-', loop.GOAL_ALONE, most=False, why=why)
+    record, why = r.loop_of(loop.TOY, loop.AFL)
+    ratio('the same by afl-fuzz: rate, of its native fork server',
+          record.get('server'), '-', loop.GOAL_SERVER, most=False, why=why)
+    value, why = demo_over_loadvm(r)
+    ratio('the fuzzing loop, kernel demo: rate, of loadvm alone', value, '-',
+          loop.GOAL_LOADVM, most=False, why=why)
     added('an idle device adds, nine of ten', devices.nine_of_ten(r), ADDED[0],
           'each device')
     for what, records, goal, skipped in (
@@ -219,6 +236,14 @@ def calls_over_before(r, name):
     before, why_before = r.calls_of(name, 'before')
     return divide(now, before), why or why_before or (
         None if before else 'no older binary was given: make bench BEFORE=path')
+
+
+def demo_over_loadvm(r):
+    """Why it is None, too.  loadvm is measured of a Linux of 256M."""
+    record, why = r.loop_of(loop.DEMO, loop.LOOP)
+    loadvm = median(r.linux('loadvm'))
+    return (record['per_second'] * loadvm / 1e6 if record and loadvm
+            else None), why
 
 
 def kvm_over_plain(r, machine, rate=per_second):
@@ -305,6 +330,8 @@ def ratios(r):
     add('throughput overlay/image, the least',
         min((t['ratio'] for t in r.throughput if t['way'] == 'overlay'),
             default=None))
+    record, why = r.loop_of(loop.TOY, loop.LOOP)
+    add('rate fuzzing loop/restores alone, toy', record.get('ratio'), why=why)
     add('a cluster of a disk/memcpy of a page', cluster_over_memcpy(r), False)
     value, why = calls_over_before(r, 'KVM, bare')
     add('system calls now/before, KVM bare', value, False, why)

@@ -62,6 +62,8 @@ class Effort:
     calls_seconds: float
     fio: int            # rounds of fio
     fio_seconds: int
+    loop: int           # rounds of the fuzzing loop and its rivals
+    loop_seconds: float
 
 
 class Bench:

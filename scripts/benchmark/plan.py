@@ -7,6 +7,7 @@ from pathlib import Path
 from calls import calls
 import devices
 from disks import disks, PATTERNS, throughput, WAYS
+import loop
 from measure import Effort, Setup, kvm_missing
 import shapes
 from turns import Track
@@ -18,14 +19,15 @@ EFFORTS = {
     'quick': Effort(restores=1000, seconds=1.5, rate_seconds=0.5, stock=30,
                     stock_seconds=4, floor_seconds=0.8, turns=8,
                     turn_seconds=0.2, calls_seconds=1.5, fio=3,
-                    fio_seconds=1),
+                    fio_seconds=1, loop=3, loop_seconds=0.7),
     'full': Effort(restores=1000, seconds=12, rate_seconds=2, stock=100,
                    stock_seconds=15, floor_seconds=3, turns=20,
-                   turn_seconds=0.25, calls_seconds=3, fio=5, fio_seconds=3),
+                   turn_seconds=0.25, calls_seconds=3, fio=5, fio_seconds=3,
+                   loop=5, loop_seconds=1.5),
     'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1, stock=3,
                         stock_seconds=0, floor_seconds=0.1, turns=3,
                         turn_seconds=0.05, calls_seconds=0.3, fio=1,
-                        fio_seconds=1),
+                        fio_seconds=1, loop=1, loop_seconds=0.2),
 }
 
 CLUSTERS = 0, 10, 1000, 10000
@@ -179,6 +181,13 @@ class Plan:
                  self.effort.fio_seconds * 1.5 * len(PATTERNS) * len(WAYS),
                  throughput, self.bench)
 
+    def loop(self):
+        each = self.effort.loop * self.effort.loop_seconds
+        self.add('the fuzzing loop, toy', 5 + 11 * each + 6 * self.effort.loop,
+                 loop.toy, self.bench)
+        self.add('the fuzzing loop, kernel demo', 15 + each, loop.demo,
+                 self.bench)
+
     def devices(self, wanted=None):
         qemu = self.bench.qemu
         reason = devices.missing(qemu)
@@ -205,6 +214,7 @@ class Plan:
         self.machines(*shapes.GROUPS)
         self.calls(*shapes.CALLS)
         self.disks(*CLUSTERS)
+        self.loop()
         self.skipped.append(('sweeps of RAM and vCPUs', 'a quick run'))
         for what in 'each device', 'busy devices':
             self.skipped.append((what, 'a quick run'))
@@ -232,6 +242,7 @@ class Plan:
         self.machines(*shapes.GROUPS)
         self.calls(*shapes.CALLS)
         self.disks(*CLUSTERS)
+        self.loop()
         self.busy(shapes.TASKS)
         self.devices()
 
@@ -247,6 +258,7 @@ class Plan:
                         for group in shapes.GROUPS))
         self.calls(*shapes.bare(shapes.CALLS))
         self.disks(10, 1000, 10000)
+        self.loop()
         name, task = next(iter(shapes.TASKS.items()))
         self.busy({name: task})
         self.devices(shapes.SELF_TEST_DEVICES)

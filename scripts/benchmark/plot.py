@@ -179,28 +179,35 @@ TERMINALS = {
 }
 
 
+def draw(stem, script):
+    """Draws @stem.svg and @stem.png. Returns their names."""
+    files = []
+    for ending, terminal in TERMINALS.items():
+        files.append(stem.with_name(f'{stem.name}.{ending}'))
+        # Not what an earlier run left, which would be taken for this one's
+        files[-1].unlink(missing_ok=True)
+        if not script:
+            continue
+        text = (f'set encoding utf8\nset terminal {terminal}\n'
+                f'set output {quoted(files[-1])}\n{COMMON}\n{script}')
+        try:
+            subprocess.run(['gnuplot', '-'], input=text, text=True,
+                           check=True, stderr=subprocess.PIPE)
+        except FileNotFoundError:
+            raise BenchError('there is no gnuplot; run: apt-get install '
+                             'gnuplot-nox')
+        except subprocess.CalledProcessError as e:
+            raise BenchError(f'gnuplot fails on {files[-1]}: {e.stderr}')
+    return files if script else []
+
+
 def plots(results, directory):
     """Returns the names of the files that are in @directory now"""
     r = Records(results)
     made = []
     for name, plot in PLOTS.items():
         title, script = plot(r)
-        for ending, terminal in TERMINALS.items():
-            file = directory / f'{name}.{ending}'
-            # Not what an earlier run left, which would be taken for this one's
-            file.unlink(missing_ok=True)
-            if not script:
-                continue
-            text = (f'set encoding utf8\nset terminal {terminal}\n'
-                    f'set output {quoted(file)}\n{COMMON}\n'
-                    f'set title {quoted(title)}\n{script}')
-            try:
-                subprocess.run(['gnuplot', '-'], input=text, text=True,
-                               check=True, stderr=subprocess.PIPE)
-            except FileNotFoundError:
-                raise BenchError('there is no gnuplot; run: apt-get install '
-                                 'gnuplot-nox')
-            except subprocess.CalledProcessError as e:
-                raise BenchError(f'gnuplot fails on {file}: {e.stderr}')
-            made.append(file.name)
+        made += [file.name for file in draw(
+            directory / name,
+            script and f'set title {quoted(title)}\n{script}')]
     return made

@@ -62,6 +62,9 @@ def tests(results, made, file):
         all(d['us']['median'] > 0 for d in read['disks'])
     yield 'throughput was measured', len(read['throughput']) == 12 and \
         all(t['rate'] > 0 for t in read['throughput'])
+    yield 'the fuzzing loop was measured', \
+        {'toy', 'kernel demo'} == {x['guest'] for x in read['loop']} and \
+        read['loop'][0]['ratio'] > 0
     yield 'there is a table of the devices', \
         all(any(name in line for line in report.costs(read))
             for name in SELF_TEST_DEVICES)

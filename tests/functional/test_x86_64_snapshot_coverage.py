@@ -247,6 +247,21 @@ class Coverage(QemuSystemTest):
         self.check_interrupts(count=False, loops=1000000, period=300007,
                               passes=20)
 
+    def test_reset_in_handler(self):
+        """
+        Catches a CPU that is in a handler for ever, of which nothing is
+        counted, when it was reset there.
+        """
+        self.start('coverage_irq', path=self.IO | self.MODIFY, hang=1,
+                   loops=1000000, period=300007,
+                   coverage={'ranges': self.ranges(), 'interrupts': False})
+        first = xxhash2(self.symbols['start']) % SIZE
+        for _ in range(3):
+            self.wait_done()
+            self.assertTrue(self.map[first], 'it does not start')
+            self.map[:] = bytes(SIZE)
+            self.vm.cmd('system_reset')
+
     def test_icount_interrupts(self):
         """
         With -icount, interrupts come amid a block. Catches a block that begins

@@ -4,6 +4,8 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import socket
+import subprocess
 import time
 
 from qemu_test import QemuSystemTest
@@ -13,22 +15,26 @@ from snapshot.storm import Machine
 MS = 1000 * 1000
 
 
-class Run(Machine):
+class Runs(Machine):
     """What the tests share: a guest whose input says what it does"""
 
-    def start_runs(self, *args, device='', machine='pc', **options):
+    FAST = False
+    ACCEL = 'tcg'
+
+    def start_runs(self, *args, device='', machine='pc', size='128K',
+                   **options):
         self.path = self.socket_dir().name + '/control'
         self.channel = self.scratch_file('channel')
         self.start(f'snapshot,control=control,channel=channel{device}',
                    '-object', 'memory-backend-file,id=channel,share=on,'
-                   f'size=128K,mem-path={self.channel}',
+                   f'size={size},mem-path={self.channel}',
                    '-chardev', f'socket,id=control,path={self.path},'
                    'server=on,wait=off', '-device', 'pvpanic', *args,
-                   machine=machine, case='run', **options)
+                   machine=machine, accel=self.ACCEL, case='run', **options)
         self.host = self.attach()
 
     def attach(self, **options):
-        host = control.Control(self.path, self.channel,
+        host = control.Control(self.path, self.channel, fast=self.FAST,
                                timeout=self.DEADLINE, **options)
         self.addCleanup(host.close)
         if options.get('hello', True):
@@ -51,6 +57,33 @@ class Run(Machine):
             self.assertEqual(coverage[0x100 + byte],
                              data.count(bytes((byte,))) % 256)
         self.assertEqual(sum(coverage[0x100:0x200]), len(data))
+
+    def assert_closed(self, host, reason=None):
+        if reason:
+            self.assertEqual(host.refusal(), reason)
+        self.assertRaises(control.Closed, host.receive)
+        host.close()
+
+    def begin_and_hang(self):
+        """The guest has read its STATUS, which the user can change."""
+        before = self.console.read_text().count('hangs')
+        self.host.begin(b'y')
+        self.wait_said('hangs', before)
+
+    def wait_said(self, word, before=0):
+        for _ in range(100 * self.DEADLINE):
+            if self.console.read_text().count(word) > before:
+                return
+            time.sleep(0.01)
+        self.fail(f'the guest does not say {word}')
+
+    def wait_event(self, name):
+        event = self.vm.event_wait(name, timeout=self.DEADLINE)
+        self.assertIsNotNone(event, name)
+
+
+class Run(Runs):
+    """All that goes through the control socket"""
 
     def test_data(self):
         """
@@ -93,6 +126,33 @@ class Run(Machine):
                 self.assert_run()
             self.assert_state('running')
 
+    def test_refused(self):
+        """
+        Catches what is noticed too late: when QEMU writes to memory that is
+        read-only, or waits for a host that never hears of it.
+        """
+        memory = self.scratch_file('memory')
+        with open(memory, 'wb') as f:
+            f.truncate(128 * 1024)
+        file = f'memory-backend-file,id=c,size=128K,mem-path={memory}'
+        memfd = 'memory-backend-memfd,id=c,share=on,size='
+        for backend, properties, error in (
+                (memfd + '128K', 'control=n', 'needs channel='),
+                (memfd + '128K', 'control=m,channel=c', 'without mux=on'),
+                (memfd + '32K', 'control=n,channel=c', 'is smaller than'),
+                (memfd + '96K', 'channel=c', 'not a power of 2'),
+                (file, 'control=n,channel=c', 'use share=on'),
+                (file + ',share=on,readonly=on', 'control=n,channel=c',
+                 'is read-only'),
+                (memfd + '128K', 'keep=c:d', "'d' is not the id")):
+            done = subprocess.run(
+                [self.qemu_bin, '-nodefaults', '-display', 'none', '-object',
+                 backend, '-chardev', 'null,id=n', '-chardev',
+                 'null,id=m,mux=on', '-device', f'snapshot,{properties}'],
+                stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+            self.assertEqual(done.returncode, 1, properties)
+            self.assertIn(error, done.stderr)
+
     def test_limits(self):
         """
         A guest that takes too long, with interrupts off or halted, is put back.
@@ -114,6 +174,132 @@ class Run(Machine):
             self.assertEqual(self.host.run(b'e', guest_ns=50 * MS)[0], 0)
             self.assertEqual(self.host.run(bytes((ord('w'), 100)))[0], 0)
             self.assertEqual(self.host.run(b'h', host_ns=20 * MS)[0], 3)
+
+    def test_limits_of_saves(self):
+        """
+        Catches a guest that puts its limits off by saving again and again.
+        """
+        self.start_runs()
+        for limits, cause in (({'host_ns': 200 * MS}, 'host time'),
+                              ({'guest_ns': 20 * MS}, 'guest time')):
+            self.host.begin(b'L', **limits)
+            self.assertEqual(self.host.result()[:2], (3, cause))
+            self.assert_run()
+
+    def test_earlier_slot(self):
+        """
+        A guest that goes back to before READY in a run. Catches a time of less
+        than nothing, which is taken for five centuries.
+        """
+        self.start_runs(options='early=1')
+        self.host.begin(b'E')
+        self.assertEqual(self.host.result()[0::4], (0, 0))
+        self.assert_run()
+
+    def test_sleep(self):
+        """
+        A guest that sleeps in a run. Catches one that goes to sleep when its
+        run is over, as another vCPU has asked for just before, and a run that
+        is taken for the guest's end when it wakes up.
+        """
+        for machine in 'pc', 'q35':
+            self.start_runs(machine=machine, cpus=2)
+            for delay in range(100):
+                # Either is first, and a run that sleeps does not end itself.
+                self.host.begin(bytes((ord('3'), delay)), host_ns=50 * MS)
+                self.assertIn(self.host.result()[1], ('guest', 'host time'))
+                self.host.begin(b'e', host_ns=1000 * MS * self.PATIENCE)
+                self.assertEqual(self.host.result()[1], 'guest')
+                self.assert_state('running')
+            self.vm.get_qmp_events()
+            self.host.begin(b'z')
+            self.wait_event('SUSPEND')
+            self.vm.cmd('system_wakeup')
+            self.wait_event('WAKEUP')
+            self.host.cancel()
+            self.assertEqual(self.host.result()[1], 'cancelled')
+            self.assert_run()
+            self.host.begin(b'z', host_ns=200 * MS)
+            self.assertEqual(self.host.result()[1], 'host time')
+            self.assert_run()
+            self.assert_state('running')
+
+    def test_watchdog(self):
+        """
+        Catches an action= that ends QEMU, or the guest with the run.
+        """
+        for action, cause in (('reset', 'reset'), ('poweroff', 'shutdown'),
+                              ('pause', 'stopped'), ('none', 'host time'),
+                              ('debug', 'host time')):
+            self.start_runs('-device', 'ib700', '-action',
+                            f'watchdog={action}')
+            for _ in range(3):
+                self.host.begin(b'W', host_ns=1000 * MS)
+                self.assertEqual(self.host.result()[1], cause, action)
+                self.assert_run()
+            self.assert_state('running')
+
+    def test_disk_error(self):
+        """
+        An error of a disk stops QEMU in a run, or when DONE waits for the
+        request that fails. Catches a machine that stays stopped.
+        """
+        image = self.scratch_file('image')
+        with open(image, 'wb') as f:
+            f.truncate(1024 * 1024)
+        for data, cause in (b'Dh', 'stopped'), (b'D', 'guest'):
+            self.start_runs(
+                '-object', 'throttle-group,id=slow,x-iops-total=1',
+                '-blockdev', 'driver=blkdebug,node-name=bad,image.driver=file,'
+                f'image.filename={image},inject-error.0.event=none,'
+                'inject-error.0.iotype=write,inject-error.0.errno=28,'
+                'inject-error.0.sector=8',
+                '-blockdev', 'driver=throttle,node-name=disk,file=bad,'
+                'throttle-group=slow',
+                '-device', 'ide-hd,bus=ide.0,unit=0,drive=disk,werror=stop',
+                device=',disks=keep')
+            for _ in range(2):
+                self.host.begin(data)
+                self.assertEqual(self.host.result()[1], cause, data)
+                self.assert_run()
+                self.assert_state('running')
+
+    def test_not_put_back(self):
+        """
+        A device that is plugged in a run. Catches a guest that has asked for
+        its end, and goes on instead.
+        """
+        for data, cause, action in ((b'dp', 'panic', 'panic=pause'),
+                                    (b'd9', 'reset', 'reboot=reset'),
+                                    (b'do', 'shutdown', 'shutdown=pause'),
+                                    (b'dc', 'guest', 'shutdown=pause')):
+            self.start_runs('-action', action)
+            self.host.begin(data)
+            self.wait_said('delays')
+            self.vm.cmd('device_add', driver='virtio-rng-pci', id='rng')
+            self.assertEqual(self.host.result()[1], cause)
+            self.assertEqual(self.host.end(), 'failed')
+            if cause == 'reset':
+                self.host.wait_ready()
+                self.assert_run()
+            elif cause == 'panic':
+                self.wait_event('GUEST_PANICKED')
+                self.assert_state('guest-panicked')
+            elif cause == 'shutdown':
+                self.wait_event('SHUTDOWN')
+                self.assert_state('shutdown')
+            else:
+                self.wait_said('DONE has failed')
+
+    def test_large_channel(self):
+        """
+        INPUT_LENGTH has 32 bits. Catches a length that is more, and is cut.
+        """
+        self.start_runs(size='8G')
+        for length in (1 << 32) + 1, (1 << 32), (1 << 64) - 1:
+            self.host.send(control.RUN, 'Q', length)
+            self.assertEqual(self.host.refusal(), 'length')
+        self.assert_run()
 
     def test_cancel(self):
         """
@@ -171,6 +357,7 @@ class Run(Machine):
         for magic, version, reason in ((1, 1, 'hello'),
                                        (control.MAGIC, 2, 'version')):
             host = self.attach(hello=False)
+            host.fast = False
             host.hello(magic, version)
             self.assertEqual(host.refusal(), reason)
             self.assertRaises(control.Closed, host.receive)
@@ -193,11 +380,14 @@ class Run(Machine):
         that runs on, or a result that comes to the wrong host.
         """
         self.start_runs()
-        for _ in range(5):
-            self.host.begin(b'h')
-            self.host.close()
-            self.host = self.attach()
-            self.assert_run()
+        for flags in 0, control.STOPPED:
+            for _ in range(5):
+                self.host.begin(b'h', flags=flags)
+                if flags:
+                    self.wait_event('STOP')
+                self.host.close()
+                self.host = self.attach()
+                self.assert_run()
         first, self.host = self.host, self.attach(hello=False)
         self.assert_quiet(0.2)
         second, self.host = self.host, first
@@ -215,8 +405,10 @@ class Run(Machine):
         """
         self.start_runs()
         vm = self.vm
-        vm.cmd('stop')
-        vm.cmd('cont')
+        for _ in range(3):
+            vm.cmd('stop')
+            vm.cmd('cont')
+            self.assert_exact(0)
         self.assert_run()
         # A stopped machine runs when it is continued; that time is not counted.
         vm.cmd('stop')
@@ -224,11 +416,16 @@ class Run(Machine):
         self.assert_quiet(0.5)
         vm.cmd('cont')
         self.assertEqual(self.host.result()[:2], (0, 'guest'))
-        self.host.begin(b'e', flags=control.STOPPED)
-        self.assertIsNotNone(vm.event_wait('STOP', timeout=self.DEADLINE))
-        self.assert_state('paused')
-        vm.cmd('cont')
-        self.assertEqual(self.host.result()[:2], (0, 'guest'))
+        for end, cause in (lambda: vm.cmd('cont'), 'guest'), \
+                (self.host.cancel, 'cancelled'):
+            vm.get_qmp_events()
+            self.host.begin(b'e', flags=control.STOPPED)
+            self.wait_event('STOP')
+            self.assert_state('paused')
+            end()
+            self.assertEqual(self.host.result()[1], cause)
+            self.assert_run()
+            self.assert_state('running')
         # Another slot may be saved, and verified, and the guest still waits.
         self.assertIsNone(self.command('save', 1))
         self.assert_exact(0)
@@ -272,16 +469,6 @@ class Run(Machine):
             self.assertEqual(self.host.area('coverage')[8], 0)
             self.assertEqual(self.query()['mismatched'], 0)
 
-    def begin_and_hang(self):
-        """The guest has read its STATUS, which the user can change."""
-        before = self.console.read_text().count('hangs')
-        self.host.begin(b'y')
-        for _ in range(100 * self.DEADLINE):
-            if self.console.read_text().count('hangs') > before:
-                return
-            time.sleep(0.01)
-        self.fail('the guest does not come to hang')
-
     def test_processors(self):
         """Two vCPUs stop and go back together."""
         self.start_runs(cpus=2)
@@ -308,6 +495,74 @@ class Run(Machine):
                     self.assertLess(pm_timer / 3579545, 0.5)
             self.host.begin(bytes((ord('w'), 50)))
             self.assertGreater(self.host.result()[4], 50 * MS)
+
+
+class FastRun(Run):
+    """The same, with a socket on which a vCPU waits"""
+
+    FAST = True
+
+    def test_socket(self):
+        """
+        Catches a file that is taken for a socket, a message of another size,
+        a RUN that a host has sent before it knew of READY, and a vCPU that
+        waits for a host that has gone.
+        """
+        self.start_runs()
+        self.assert_run()
+        self.host.close()
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with open(self.channel, 'rb') as file, pair[0], pair[1]:
+            for fd in file.fileno(), pair[0].fileno():
+                host = self.attach(hello=False)
+                host.expect(control.HELLO)
+                host.send_file(fd)
+                self.assert_closed(host, 'socket')
+        run = control.pack(control.RUN, 7, 'Q', 1)
+        for message in run[:-1], run + b'x', b'x', \
+                control.pack(control.CANCEL, 0):
+            host = self.attach()
+            host.socket.sendall(message)
+            self.assert_closed(host, 'type')
+        host = self.attach(hello=False)
+        host.expect(control.HELLO)
+        host.send_socket(first=run)
+        self.assertEqual(host.refusal(), 'not ready')
+        host.wait_ready()
+        host.socket.close()
+        host.socket = host.control
+        self.assert_closed(host)
+        self.host = self.attach()
+        self.assert_run()
+        self.assert_state('running')
+
+    def test_monitor(self):
+        """
+        The user asks for what only the vCPU's thread can tell, as it waits.
+        Catches one that does not hear of it.
+        """
+        for args in (), ('-icount', 'shift=3'):
+            if args and self.ACCEL != 'tcg':
+                continue
+            self.start_runs(*args)
+            for _ in range(200):
+                self.assert_run()
+                for command in ('info registers',
+                                'mce 0 1 0x8000000000000000 0 0 0'):
+                    self.vm.cmd('human-monitor-command',
+                                command_line=command)
+
+
+class KvmRun(Runs):
+    """What is another thing with KVM: the wait of its only vCPU"""
+
+    FAST = True
+    ACCEL = 'kvm'
+
+    test_cancel = Run.test_cancel
+    test_hosts = Run.test_hosts
+    test_socket = FastRun.test_socket
+    test_monitor = FastRun.test_monitor
 
 
 del Machine

@@ -109,9 +109,34 @@ static void test_kept(const void *machine)
     unlink(path);
 }
 
+/*
+ * A guest that calls a part of the channel its own memory.  Catches a copy of
+ * what is there onto itself.
+ */
+static void test_region(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(
+        ",channel=c,control=r", "-M %s -m 16 -nodefaults"
+        " -object memory-backend-memfd,id=c,share=on,size=1M"
+        " -chardev null,id=r", (const char *)machine);
+    QPCIBar channel = qpci_iomap(vm->dev, 2, NULL);
+    unsigned i;
+
+    for (i = 0; i < SNAPSHOT_REGIONS; i++) {
+        snapshot_writel(vm, SNAPSHOT_REG_REGION, i);
+        snapshot_writeq(vm, SNAPSHOT_REG_ADDRESS, channel.addr + 0x3000);
+        snapshot_writeq(vm, SNAPSHOT_REG_LENGTH, 0x2000);
+        g_assert_cmphex(snapshot_command(vm, SNAPSHOT_CMD_READY, 0), ==,
+                        SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_REGION);
+        snapshot_writeq(vm, SNAPSHOT_REG_ADDRESS, 0x3000);
+    }
+    snapshot_vm_end(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     snapshot_add_tests("kept", test_kept);
+    snapshot_add_tests("kept/region", test_region);
     return g_test_run();
 }

@@ -5,8 +5,10 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/un.h>
 #include "qemu/bswap.h"
 #include "qemu/units.h"
+#include "hw/misc/snapshot-control.h"
 #include "snapshot-utils.h"
 
 #define LSI_DSTAT       0x0c
@@ -17,6 +19,7 @@
 #define IDENTIFY        0x110000        /* message to the disk */
 #define CDB             0x110010
 #define ANSWER          0x110020        /* messages and status from the disk */
+#define MARK            0x120000
 #define DATA            0x200000
 #define LENGTH          (1 * MiB)       /* LSI transfers 128 KiB at a time */
 
@@ -187,12 +190,132 @@ static void test_endless(const void *machine)
     unlink(path);
 }
 
+/* A host's side of control= */
+static int connect_host(const char *path)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    const struct timeval limit = { .tv_sec = 60 };
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_strlcpy(address.sun_path, path, sizeof(address.sun_path));
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&address,
+                            sizeof(address)), ==, 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    return fd;
+}
+
+static void tell(int fd, struct snapshot_message m)
+{
+    g_assert_cmpint(write(fd, &m, sizeof(m)), ==, sizeof(m));
+}
+
+static struct snapshot_message hear(int fd, uint32_t type)
+{
+    struct snapshot_message m;
+
+    g_assert_cmpint(recv(fd, &m, sizeof(m), MSG_WAITALL), ==, sizeof(m));
+    g_assert_cmpuint(le32_to_cpu(m.type), ==, type);
+    return m;
+}
+
+static void begin_run(int fd, unsigned id)
+{
+    tell(fd, (struct snapshot_message) {
+        .type = cpu_to_le32(SNAPSHOT_MSG_RUN),
+        .id = cpu_to_le32(id),
+    });
+}
+
+/* What one run writes to MARK is gone in the next. */
+static void wait_for_run(SnapshotVM *vm)
+{
+    while (snapshot_readl(vm, SNAPSHOT_REG_STATUS) != SNAPSHOT_STATUS_RUN ||
+           qtest_readl(vm->qts, MARK)) {
+        g_usleep(1000);
+    }
+    qtest_writel(vm->qts, MARK, 1);
+}
+
+/*
+ * A run leaves that script behind.  Catches a guest that is not put back when
+ * the script has come to its end, because the restore of its DONE was refused
+ * before; and one that the host waits for without end.
+ */
+static void test_endless_run(const void *machine)
+{
+    g_autofree char *disk = make_disk();
+    g_autofree char *dir = g_dir_make_tmp("snapshot-drain-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "control", NULL);
+    SnapshotVM *vm = snapshot_vm_start(
+        ",disks=keep,channel=c,control=r", "-machine %s -nodefaults "
+        "-object memory-backend-memfd,id=c,share=on,size=128K "
+        "-chardev socket,id=r,path=%s,server=on,wait=off "
+        "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
+        "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0,id=hd",
+        (const char *)machine, path, disk);
+    Lsi lsi = { .dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0)) };
+    int fd = connect_host(path);
+    bool twice = false;
+    unsigned id;
+
+    g_assert_nonnull(lsi.dev);
+    lsi.bar = qpci_iomap(lsi.dev, 1, NULL);
+    qpci_device_enable(lsi.dev);
+    start_read(vm, &lsi, 0, true);
+    g_assert_true(has_ended(&lsi));
+    hear(fd, SNAPSHOT_MSG_HELLO);
+    tell(fd, (struct snapshot_message) {
+        .type = cpu_to_le32(SNAPSHOT_MSG_HELLO),
+        .hello = {
+            .magic = cpu_to_le32(SNAPSHOT_CONTROL_MAGIC),
+            .version = cpu_to_le32(SNAPSHOT_CONTROL_VERSION),
+        },
+    });
+    snapshot_writel(vm, SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_READY);
+    hear(fd, SNAPSHOT_MSG_READY);
+    begin_run(fd, 1);
+    for (id = 1; ; id++) {
+        wait_for_run(vm);
+        start_read(vm, &lsi, 0, false);
+        qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x80080000);     /* jump */
+        qtest_writel(vm->qts, SCRIPT + 23 * 4, SCRIPT);
+        if (id % 2) {
+            snapshot_writel(vm, SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_DONE);
+        } else {
+            tell(fd, (struct snapshot_message) {
+                .type = cpu_to_le32(SNAPSHOT_MSG_CANCEL),
+                .id = cpu_to_le32(id),
+            });
+        }
+        g_assert_cmpuint(le32_to_cpu(hear(fd, SNAPSHOT_MSG_RESULT).id), ==, id);
+        if (twice) {
+            break;
+        }
+        begin_run(fd, id + 1);
+        g_usleep(300 * 1000);
+        qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x98080000);     /* interrupt */
+        twice = id % 2 == 0;
+    }
+    /* Nobody ends the script. */
+    g_assert_cmpuint(le32_to_cpu(hear(fd, SNAPSHOT_MSG_ENDED).ended.reason),
+                     ==, SNAPSHOT_ENDED_FAILED);
+    snapshot_assert_state(vm, "running");
+
+    close(fd);
+    g_free(lsi.dev);
+    snapshot_vm_end(vm);
+    unlink(disk);
+    rmdir(dir);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     if (qtest_has_device("lsi53c895a")) {
         snapshot_add_tests("drain/lsi", test_lsi);
         snapshot_add_tests("drain/endless", test_endless);
+        snapshot_add_test("pc", "dirty", "drain/run", test_endless_run);
     }
     return g_test_run();
 }

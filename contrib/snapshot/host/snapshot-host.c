@@ -266,7 +266,7 @@ struct snapshot_vm *snapshot_vm_open(const char *description, int instance,
         vm_fail_system("cannot open", description);
         return NULL;
     }
-    vm->lock = vm->fd = -1;
+    vm->lock = vm->control = vm->fd = -1;
     vm->open = true;
     if (open_vm(vm, description, instance, flags) < 0) {
         snapshot_vm_close(vm);
@@ -385,6 +385,34 @@ size_t snapshot_vm_console(const char *directory, int qemu, char *buf,
         return 0;
     }
     n = vm_ring_read(qemu ? &state->messages : &state->console, buf, size);
+    munmap(state, sizeof(*state));
+    return n;
+}
+
+size_t snapshot_vm_console_since(const char *directory, uint64_t *position,
+                                 char *buf, size_t size)
+{
+    struct state *state = vm_map_file(directory, "state",
+                                      sizeof(*state), false);
+    const struct ring *r;
+    uint64_t end;
+    size_t n = 0;
+
+    if (!state) {
+        return 0;
+    }
+    r = &state->console;
+    end = __atomic_load_n(&r->written, __ATOMIC_ACQUIRE);
+    if (*position > end) {
+        *position = 0;              /* of a machine that was there before */
+    }
+    if (size && end > *position) {
+        n = end - *position < size - 1 ? end - *position : size - 1;
+        n = vm_ring_read(r, buf, n + 1);
+    } else if (size) {
+        *buf = 0;
+    }
+    *position = end;
     munmap(state, sizeof(*state));
     return n;
 }

@@ -231,6 +231,16 @@ void snapshot_vm_cancel(struct snapshot_vm *vm);
 size_t snapshot_vm_console(const char *directory, int qemu, char *buf,
                            size_t size);
 
+/**
+ * snapshot_vm_console_since: what a guest has written to its console lately
+ * @position: where the last call came to, 0 before the first; it goes on there
+ * @buf: gets the last bytes of it, and a zero byte; may be NULL if @size is 0
+ *
+ * Returns: how many
+ */
+size_t snapshot_vm_console_since(const char *directory, uint64_t *position,
+                                 char *buf, size_t size);
+
 /** snapshot_vm_result_name, snapshot_vm_cause_name: in words */
 const char *snapshot_vm_result_name(uint32_t result);
 const char *snapshot_vm_cause_name(uint32_t cause);

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "replay.h"
 #include "snapshot-host.h"
 
 #define CHECK_RUNS      50
@@ -20,6 +21,9 @@ static const char usage[] =
 "snapshot-vm start VM [N]        start instance N, or attach to it\n"
 "snapshot-vm status VM           which instances run, and who has them\n"
 "snapshot-vm run VM FILE...      run inputs, tell how each one ended\n"
+"snapshot-vm replay VM FILE      run one for gdb, stopped at its begin; or with\n"
+"    --trace LOG                 write down each block of code it executes; or\n"
+"    --log LOG                   write down what the guest says\n"
 "snapshot-vm check VM [FILE]     run one (or none) some times: is all well?\n"
 "snapshot-vm measure VM FILE [S] run one for S s (5), tell runs a second\n"
 "snapshot-vm console VM [N]      what instance N wrote last, and QEMU\n"
@@ -139,6 +143,14 @@ static size_t edges(const struct snapshot_vm_result *r)
     return n;
 }
 
+static void tell_result(const char *file, const struct snapshot_vm_result *r)
+{
+    printf("%s: %s (%s), %.3f ms, %zu edges%s%.*s\n", file,
+           snapshot_vm_result_name(r->result), snapshot_vm_cause_name(r->cause),
+           r->host_ns / 1e6, edges(r), r->text_length ? ": " : "",
+           (int)r->text_length, r->text);
+}
+
 static int run_files(struct snapshot_vm *vm, char **files, int n)
 {
     struct snapshot_vm_result r;
@@ -152,11 +164,7 @@ static int run_files(struct snapshot_vm *vm, char **files, int n)
         } else if (snapshot_vm_run(vm, length, NULL, &r) < 0) {
             return complain(files[i]);
         } else {
-            printf("%s: %s (%s), %.3f ms, %zu edges%s%.*s\n", files[i],
-                   snapshot_vm_result_name(r.result),
-                   snapshot_vm_cause_name(r.cause), r.host_ns / 1e6,
-                   edges(&r), r.text_length ? ": " : "", (int)r.text_length,
-                   r.text);
+            tell_result(files[i], &r);
         }
     }
     return bad;
@@ -167,6 +175,7 @@ static int measure(struct snapshot_vm *vm, const char *file, double limit)
     long length = load(vm, file), runs = 0;
     double start = seconds(), now = start;
     struct snapshot_vm_result r;
+    uint64_t in_guest = 0;
 
     if (length < 0) {
         return 1;
@@ -175,11 +184,31 @@ static int measure(struct snapshot_vm *vm, const char *file, double limit)
         if (snapshot_vm_run(vm, length, NULL, &r) < 0) {
             return complain(file);
         }
+        in_guest += r.host_ns;
         if (++runs % 64 == 0) {
             now = seconds();
         }
     } while (now < start + limit);
-    printf("%.0f runs a second\n", runs / (seconds() - start));
+    printf("%.0f runs a second, %.1f us of each in the guest\n",
+           runs / (seconds() - start), in_guest / 1e3 / runs);
+    return 0;
+}
+
+static int replay_file(struct snapshot_vm *vm, char **args, int n)
+{
+    const enum replay_how how = n == 1 ? REPLAY_GDB :
+        !strcmp(args[1], "--trace") ? REPLAY_TRACE : REPLAY_LOG;
+    long length = load(vm, args[0]);
+    struct snapshot_vm_result r;
+
+    if (length < 0) {
+        return 1;
+    }
+    if (replay(vm, length, how, n > 2 ? args[2] : NULL, &r) < 0) {
+        fprintf(stderr, "snapshot-vm: %s: %s\n", args[0], replay_error());
+        return 1;
+    }
+    tell_result(args[0], &r);
     return 0;
 }
 
@@ -288,6 +317,8 @@ static int with_vm(const char *command, char **args, int n, double limit)
     }
     if (!strcmp(command, "run")) {
         ret = run_files(vm, args + 1, n - 1);
+    } else if (!strcmp(command, "replay")) {
+        ret = replay_file(vm, args + 1, n - 1);
     } else if (!strcmp(command, "check")) {
         ret = check(vm, args[1]);
     } else {
@@ -336,6 +367,9 @@ int main(int argc, char **argv)
         return n < 0 ? complain(argv[2]) : 0;
     }
     if ((!strcmp(command, "run") && argc > 3) ||
+        (!strcmp(command, "replay") &&
+         (argc == 4 || (argc == 6 && (!strcmp(argv[4], "--trace") ||
+                                      !strcmp(argv[4], "--log"))))) ||
         (!strcmp(command, "check") && (argc == 3 || argc == 4)) ||
         (!strcmp(command, "measure") && (argc == 4 || argc == 5))) {
         return with_vm(command, argv + 2, argc - 2, limit);

@@ -88,7 +88,8 @@ struct snapshot_vm {
     int instance;
     char directory[256];
     int lock;
-    int fd;                     /* control */
+    int control;                /* on which a run can be cancelled */
+    int fd;                     /* the device speaks there, and gets RUN */
     struct state *state;
     unsigned char *channel;
     size_t channel_size;

@@ -25,6 +25,9 @@
 #define SNAPSHOT_MSG_ENDED      6       /* D  the guest is not READY any more */
 #define SNAPSHOT_MSG_ERROR      7       /* D  a message was refused */
 
+/* Flags of HELLO */
+#define SNAPSHOT_HELLO_SOCKET   1       /* D  can take a socket, see below */
+
 /* Flags of RUN */
 #define SNAPSHOT_RUN_STOPPED    1       /* stop before the first instruction */
 
@@ -51,6 +54,7 @@
 #define SNAPSHOT_REFUSED_NOT_READY 4    /* RUN: the guest is not */
 #define SNAPSHOT_REFUSED_LENGTH  5      /* RUN: longer than the input's area */
 #define SNAPSHOT_REFUSED_FLAGS   6      /* RUN: unknown ones */
+#define SNAPSHOT_REFUSED_SOCKET  7      /* C HELLO: not one that is taken */
 
 /* A part of the channel: bytes */
 struct snapshot_area {
@@ -67,6 +71,7 @@ struct snapshot_message {
             uint32_t magic;
             uint32_t version;
             uint64_t channel;           /* D its size in bytes */
+            uint32_t flags;             /* SNAPSHOT_HELLO_* */
         } hello;
         struct {
             struct snapshot_area input;

@@ -2,8 +2,14 @@
 /*
  * What snapshot/fuzz.c processes, as a native program with AFL++'s fork server:
  * the same source, to compare the speed
+ *
+ *     native               a process for each input
+ *     native persistent    one for all: it stops behind each, until it shall
+ *                          go on
  */
 
+#include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +18,9 @@
 #include <unistd.h>
 
 static unsigned char *map;
+
+/* By this string in the program, AFL++ knows that it may stop. */
+static const char *volatile signature = "##SIG_AFL_PERSISTENT##";
 
 #include "fuzz-target.h"
 
@@ -26,8 +35,26 @@ static void *attach(const char *variable)
     return p;
 }
 
-int main(void)
+/* The fuzzer does not wait for the first of them to stop. */
+static void __attribute__((noreturn)) process(const unsigned char *input,
+                                              bool again)
 {
+    uint32_t size;
+
+    do {
+        memcpy(&size, input, 4);
+        previous = 0;
+        target(input + 4, size);
+    } while (again && !raise(SIGSTOP));
+    _exit(0);
+}
+
+int main(int argc, char **argv)
+{
+    const bool persistent = argc > 1 && signature &&
+        !strcmp(argv[1], "persistent");
+    pid_t pid = 0;
+
     uint32_t word = 0x80000001u | 0x40000000u | (MAP_SIZE - 1) << 1 |
         0x01000000u;
     unsigned char *input;
@@ -38,17 +65,23 @@ int main(void)
         return 1;
     }
     while (read(198, &word, 4) == 4) {
-        pid_t pid = fork();
         int status;
 
         if (!pid) {
-            memcpy(&word, input, 4);
-            target(input + 4, word);
-            _exit(0);
+            pid = fork();
+            if (!pid) {
+                process(input, persistent);
+            }
+        } else {
+            kill(pid, SIGCONT);
         }
         if (pid < 0 || write(199, &pid, 4) != 4 ||
-            waitpid(pid, &status, 0) != pid || write(199, &status, 4) != 4) {
+            waitpid(pid, &status, persistent ? WUNTRACED : 0) != pid ||
+            write(199, &status, 4) != 4) {
             return 1;
+        }
+        if (!WIFSTOPPED(status)) {
+            pid = 0;
         }
     }
     return 0;

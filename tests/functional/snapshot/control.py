@@ -10,13 +10,18 @@ MAGIC = 0x50414e53
 VERSION = 1
 
 HELLO, READY, RUN, RESULT, CANCEL, ENDED, ERROR = range(1, 8)
+SOCKET = 1                      # flag of HELLO
 STOPPED = 1                     # flag of RUN
 
 CAUSES = ('guest', 'panic', 'reset', 'shutdown', 'stopped', 'host time',
           'guest time', 'cancelled')
 ENDS = {1: 'reset', 2: 'restored', 3: 'failed', 4: 'saved'}
 REFUSALS = {1: 'type', 2: 'hello', 3: 'version', 4: 'not ready', 5: 'length',
-            6: 'flags'}
+            6: 'flags', 7: 'socket'}
+
+
+def pack(kind, run, fmt='', *values):
+    return struct.pack('<II' + fmt, kind, run, *values).ljust(64, b'\0')
 
 
 class Closed(Exception):
@@ -26,10 +31,11 @@ class Closed(Exception):
 class Control:
     """A connection to control=, and the channel"""
 
-    def __init__(self, path, channel, timeout=60, hello=True):
-        self.socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, path, channel, timeout=60, hello=True, fast=False):
+        self.control = self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
         self.socket.connect(path)
+        self.fast = fast
         self.areas = {}
         self.id = 0
         with open(channel, 'r+b') as f:
@@ -38,12 +44,13 @@ class Control:
             self.hello()
 
     def close(self):
+        self.control.close()
         self.socket.close()
         self.memory.close()
 
     def send(self, kind, fmt='', *values, run=0):
-        self.socket.sendall(struct.pack('<II' + fmt, kind, run,
-                                        *values).ljust(64, b'\0'))
+        to = self.socket if kind == RUN else self.control
+        to.sendall(pack(kind, run, fmt, *values))
 
     def receive(self):
         """The next message: its type, the run's id, and the rest of it"""
@@ -62,9 +69,28 @@ class Control:
 
     def hello(self, magic=MAGIC, version=VERSION):
         _, rest = self.expect(HELLO)
-        assert struct.unpack_from('<IIQ', rest) == (MAGIC, VERSION,
-                                                    len(self.memory)), rest
-        self.send(HELLO, 'II', magic, version)
+        *mine, flags = struct.unpack_from('<IIQI', rest)
+        assert mine == [MAGIC, VERSION, len(self.memory)], mine
+        if self.fast:
+            assert flags == SOCKET, flags
+            self.send_socket(magic, version)
+        else:
+            self.send(HELLO, 'II', magic, version)
+
+    def send_file(self, fd, magic=MAGIC, version=VERSION):
+        """HELLO, with a file"""
+        socket.send_fds(self.control, [pack(HELLO, 0, 'II', magic, version)],
+                        [fd])
+
+    def send_socket(self, magic=MAGIC, version=VERSION, first=b''):
+        """HELLO, with a socket for the rest"""
+        mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if first:
+            mine.sendall(first)
+        self.send_file(other.fileno(), magic, version)
+        other.close()
+        mine.settimeout(self.control.gettimeout())
+        self.socket = mine
 
     def wait_ready(self):
         _, rest = self.expect(READY)
@@ -97,7 +123,7 @@ class Control:
 
     def wait_running(self):
         """A run cannot begin in a run, so the answer is that one is on."""
-        self.send(RUN, 'Q', 1)
+        self.control.sendall(pack(RUN, 0, 'Q', 1))
         assert self.refusal() == 'not ready'
 
     def cancel(self):

@@ -118,10 +118,19 @@ static void on_timer(struct frame *frame)
     (void)frame;
     interrupts++;
     cover_handler();
+    if (option("hang", 0)) {
+        say("DONE\n");
+        for (;;) {
+            cpu_pause();
+        }
+    }
     apic_write(APIC_EOI, 0);
 }
 
-/* As above, while a timer interrupts it each "period=" ns. */
+/*
+ * As above, while a timer interrupts it each "period=" ns.  With "hang=1", the
+ * first interrupt is the last.
+ */
 CASE(coverage_irq)
 {
     irq_handle(TIMER_VECTOR, on_timer);

@@ -335,6 +335,7 @@ uint32_t pm_timer(void);
 void delay_us(unsigned us);
 
 void acpi_power_off(void);                      /* takes a while */
+void acpi_suspend(void);
 
 /* fw_cfg by DMA: reads @len bytes of @key on from where it is selected. */
 int fw_cfg_find(const char *name, uint32_t *size);      /* key, or -1 */

@@ -486,6 +486,11 @@ void acpi_power_off(void)
     outw(pm_timer_port - 4, 0x2000);    /* PM1 control: SLP_EN, S5 */
 }
 
+void acpi_suspend(void)
+{
+    outw(pm_timer_port - 4, 0x2400);    /* SLP_EN, S3 */
+}
+
 static void pm_timer_init(void)
 {
     int devfn = pci_find(0x8086, 0x7113);       /* PIIX4's power management */

@@ -76,11 +76,82 @@ static void twice_in_a_run(void)
     snapshot_select(0);
 }
 
-static void noreturn act(uint32_t length)
+static shared32 sleep;
+
+static void suspend_if_told(unsigned cpu)
 {
-    switch (length ? input[0] : 'e') {
+    (void)cpu;
+    while (!sleep) {
+        cpu_pause();
+    }
+    acpi_suspend();
+    hang();
+}
+
+static void ata_write(uint32_t sector)
+{
+    outb(0x1f6, 0xe0);
+    outb(0x1f2, 1);
+    outb(0x1f3, sector);
+    outb(0x1f4, 0);
+    outb(0x1f5, 0);
+    outb(0x1f7, 0x30);
+    while ((inb(0x1f7) & 0x88) != 8) {
+        cpu_pause();
+    }
+    for (int i = 0; i < 256; i++) {
+        outw(0x1f0, i);
+    }
+}
+
+static void ata_wait(void)
+{
+    while (inb(0x1f7) & 0x88) {
+        cpu_pause();
+    }
+}
+
+static void noreturn act(const uint8_t *what)
+{
+    switch (*what) {
     case 'e':
         break;
+    case 'd':
+        say("delays\n");
+        delay_us(1500000);
+        act(what + 1);
+    case '3':                           /* the other vCPU, now or soon */
+        sleep = 1;
+        for (unsigned i = 0; i < 50u * what[1]; i++) {
+            barrier();
+        }
+        break;
+    case 'z':
+        acpi_suspend();
+        hang();
+    case 'W':
+        outb(0x443, 0xf);               /* ib700: 0 s */
+        hang();
+    case 'D':                           /* the last one fails */
+        for (unsigned i = 0; i < 3; i++) {
+            ata_write(0);
+            ata_wait();
+        }
+        ata_write(8);
+        if (what[1] == 'h') {
+            hang();
+        }
+        break;
+    case 'L':
+        snapshot_select(1);
+        for (;;) {
+            command(SNAPSHOT_CMD_SAVE);
+        }
+    case 'E':
+        snapshot_select(2);
+        carry(1);
+        command(SNAPSHOT_CMD_RESTORE);
+        fail("RESTORE went on");
     case 'c':
         done(SNAPSHOT_RESULT_CRASH);
     case 's':
@@ -116,7 +187,7 @@ static void noreturn act(uint32_t length)
         asm volatile("cli; hlt");
         hang();
     case 'w':
-        delay_us(1000 * input[1]);
+        delay_us(1000 * what[1]);
         break;
     case 'R':
         snapshot_select(0);             /* A lie stays there. */
@@ -167,7 +238,7 @@ static void one_run(void)
         check_equal("a byte behind the input", input[i], 0xa5);
     }
     memcpy(text, input, length < TEXT_SIZE ? length : TEXT_SIZE);
-    act(length);
+    act(length ? input : (const uint8_t *)"e");
 }
 
 CASE(run)
@@ -176,6 +247,18 @@ CASE(run)
     memset(input, 0xa5, INPUT_SIZE);
     memset(coverage, 0, COVERAGE_SIZE);
     memset(text, 0, TEXT_SIZE);
+    if (cpu_count() > 1) {
+        ap_start(1, suspend_if_told);
+    }
+    if (option("early", 0)) {
+        snapshot_select(2);
+        command(SNAPSHOT_CMD_SAVE);
+        if (carried()) {
+            done(SNAPSHOT_RESULT_OK);
+        }
+        snapshot_select(0);
+        delay_us(1000);
+    }
     for (;;) {
         snapshot_region(SNAPSHOT_REGION_INPUT, input, INPUT_SIZE);
         snapshot_region(SNAPSHOT_REGION_COVERAGE, coverage, COVERAGE_SIZE);
