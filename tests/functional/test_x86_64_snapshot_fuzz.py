@@ -193,6 +193,24 @@ class Bare(Guest):
                 self.assertEqual(maps.setdefault(data, seen), seen, data)
             self.assertEqual(len(set(map(frozenset, maps.values()))), 5)
 
+    def test_names(self):
+        """Catches a name that QEMU reads as an option, or finds elsewhere."""
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.directory)
+        os.environ['SNAPSHOT_VM_DIR'] = 'a,b=c'
+        path = self.describe_guest(
+            'coverage = tcg,mode=kernel', 'map = 16K',
+            '-chardev file,id=own,path=${directory}/own', name='v,m')
+        with self.lib.Machine(path) as vm:
+            self.assertEqual(vm.run(b'FUZ!C').result, self.lib.CRASH)
+            self.assertTrue(any(vm.run(b'').coverage))
+            self.assertEqual(sorted(file.name for file in
+                                    vm.directory.iterdir()),
+                             ['channel', 'control', 'daemon', 'lock', 'map',
+                              'own', 'qmp', 'state'])
+        self.assertEqual(os.listdir(), ['a,b=c'])
+        self.lib.stop(path)
+
     def test_mute(self):
         path = self.describe_guest('boot = 3', options='mute=1')
         self.assert_fails(self.lib.E_NOT_READY,

@@ -8,7 +8,7 @@
  * VM is a description (README.rst).  What AFL++ expects of a target, in short:
  * it writes a word to file 199 and, for each word that it reads from file 198,
  * a process and the status that wait() would return for it.  The process here
- * is one that waits for ever, until the fuzzer kills it: the run is cancelled
+ * is one that waits until the fuzzer kills it, or has gone: the run is cancelled
  * then, and the next word gets another.
  *
  * Licensed under the MIT licence, that a program of any licence may use it.
@@ -20,6 +20,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -288,15 +289,21 @@ static void need_dummy(void)
     sigprocmask(SIG_BLOCK, &set, &old);
     pid = fork();
     if (!pid) {
-        /* It must not hold the machine's lock. */
-        closefrom(0);
+        struct pollfd gone = { .fd = 0 };
+
+        /*
+         * It must not hold the machine's lock.  If the fuzzer ends without a
+         * word, it ends as well, and so the run that it stands for.
+         */
+        dup2(FROM_FUZZER, gone.fd);
+        closefrom(1);
         signal(SIGTERM, SIG_DFL);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         sigprocmask(SIG_SETMASK, &old, NULL);
-        while (getppid() == parent) {
-            pause();
+        while (getppid() == parent && poll(&gone, 1, -1) < 0) {
+            /* a signal */
         }
-        _exit(0);
+        _exit(1);
     }
     if (pid < 0) {
         tell("cannot fork: %s", strerror(errno));

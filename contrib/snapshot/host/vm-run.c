@@ -375,7 +375,11 @@ static int hello(struct snapshot_vm *vm)
     }
     ret = le32toh(m.hello.flags) & SNAPSHOT_HELLO_SOCKET ?
         send_socket(vm, &reply) : send_message(vm, &reply);
-    return ret ? vm_fail_system("cannot write to", vm->directory) : 0;
+    if (ret) {
+        return errno == EPIPE || errno == ECONNRESET ? fail_closed(vm) :
+            vm_fail_system("cannot write to", vm->directory);
+    }
+    return 0;
 }
 
 static int connect_control(struct snapshot_vm *vm)

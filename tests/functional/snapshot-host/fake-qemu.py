@@ -82,9 +82,15 @@ class Fake:
         return struct.unpack_from('<IIQ', request) if request else None
 
     def hello(self):
+        if self.mode == 'deaf':
+            self.host.shutdown(socket.SHUT_RD)
+            self.mode = 'exit deaf'
         self.send(HELLO, 0, struct.pack(
             '<IIQ', MAGIC + (self.mode == 'magic'),
             VERSION + (self.mode == 'version'), self.size))
+        if self.mode == 'exit deaf':
+            time.sleep(0.2)
+            sys.exit(0)
         return self.receive()
 
     def end(self, how):
