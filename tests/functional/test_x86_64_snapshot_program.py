@@ -98,7 +98,7 @@ class ProgramTest(MachinesTest):
                 options=''):
         self.path = self.describe(
             f'qemu = {self.qemu_bin}', 'boot = 300', 'timeout = 20000',
-            f'device = {device}', *lines, '-accel tcg', '-m 256',
+            f'device = {device}', *lines, '-accel tcg', '-m 128',
             f'-kernel {LINUX}/vmlinuz', f'-initrd {self.pack(*programs)}',
             '-device pvpanic',
             f'-append {options}{INIT}{command.replace(" ", ",")}')
@@ -119,6 +119,10 @@ class ProgramTest(MachinesTest):
         self.assertEqual((run.result, run.cause, run.text),
                          (self.lib.OK, self.lib.GUEST, ''), data[:8])
         return run
+
+    def edges(self, vm, data):
+        run = self.check_ok(vm, data)
+        return {i: n for i, n in enumerate(run.coverage) if n}
 
     def check_end(self, vm, data, result, words):
         run = vm.run(data)
@@ -244,10 +248,6 @@ class Coverage(ProgramTest):
     Maps that the target fills. Catches one that is another run's, or has what
     was not executed, or lacks what was; and one that depends on the machine.
     """
-
-    def edges(self, vm, data):
-        run = self.check_ok(vm, data)
-        return {i: n for i, n in enumerate(run.coverage) if n}
 
     def check_maps(self, programs, command, most=None, size=65536):
         """@most: how many edges there are, if each has a count of its own"""
@@ -426,9 +426,7 @@ class Afl(ProgramTest):
             size = vm.coverage_size
             maps = {}
             for data in (b'1', b'2', b'3', b'l\5', b'l\x09', b'') * 3:
-                counts = {i: n
-                          for i, n in enumerate(self.check_ok(vm, data).coverage)
-                          if n}
+                counts = self.edges(vm, data)
                 self.assertEqual(maps.setdefault(data, counts), counts, data)
             self.assertGreater(len(maps[b'1']), 3)
             self.assertTrue(set(maps[b'1']) - set(maps[b'2']))
@@ -563,8 +561,7 @@ class Kernel(ProgramTest):
             maps = {}
             for data in (b'', ask, bytes([0, 32]) + bytes(32), ask + ask,
                          bytes([15, 200]) + bytes(200)) * 3:
-                found = {i for i, n in enumerate(self.check_ok(vm, data).coverage)
-                         if n}
+                found = set(self.edges(vm, data))
                 maps[data] = maps.get(data, found) & found
             self.assertGreater(len(maps[ask]), len(maps[b'']) + 100)
             self.assertTrue(maps[ask] - maps[bytes([0, 32]) + bytes(32)])
