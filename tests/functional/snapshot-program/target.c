@@ -87,6 +87,12 @@ static void __attribute__((noinline)) loop(unsigned n)
     }
 }
 
+/* What is counted before main() belongs to no run that begins there. */
+static void __attribute__((constructor)) before_main(void)
+{
+    loop(3);
+}
+
 static int __attribute__((noinline)) recurse(int n)
 {
     /* volatile: to be there */
@@ -199,6 +205,10 @@ static int act(void)
         break;
     case 'f':
         return WEXITSTATUS(use_child(arg));
+    case 'g':
+        use_child(arg);
+        crash(0x1230);
+        break;
     case 'm':
         pthread_exit(NULL);
         break;
