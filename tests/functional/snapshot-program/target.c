@@ -185,7 +185,7 @@ static int act(void)
         two();
         break;
     case 'l':
-        loop(arg);
+        loop(size > 1 ? arg + size - 2 : 0);
         break;
     case 'r':
         return arg;
