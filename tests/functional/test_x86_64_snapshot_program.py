@@ -53,6 +53,11 @@ class ProgramTest(MachinesTest):
             if not shutil.which(tool):
                 self.skipTest(f'no {tool}: apt-get install {tool}')
 
+    def write(self, name, text):
+        path = Path(scratch().name, name)
+        path.write_text(text, encoding='ascii')
+        return path
+
     def build(self, name, *args, cc='gcc', package='gcc', **rest):
         if not shutil.which(cc):
             self.skipTest(f'no {cc}: apt-get install {package}')
@@ -204,6 +209,37 @@ class Ends(ProgramTest):
                        'is started in each run', False)
 
 
+class Refused(ProgramTest):
+    """Catches what is wrong and waited for, or not told on the console."""
+
+    def test_refused(self):
+        static = self.build('static', '-static')
+        unready = self.build('unready', source=self.write('unready.c', '''
+#include <stdio.h>
+#include <unistd.h>
+static void __attribute__((constructor)) early(void)
+{
+    fprintf(stderr, "it is too early");
+    _exit(7);
+}
+int main(void) { return 0; }
+'''))
+        for command, words in (
+                ('-- /nowhere', 'cannot execute "/nowhere": No such file'),
+                ('-- /opt', 'cannot execute "/opt": Permission denied'),
+                ('-p -- /opt/static', 'cannot save inside /opt/static, for it '
+                 'is not dynamically linked'),
+                ('-- /opt/unready', r'/opt/unready has ended before it was '
+                 r'READY, with status 7\s+it is too early'),
+                ('-s 10000000 -- /opt/static', 'longer than the channel'),
+                ('-s nine -- /opt/static', 'nine is not a number'),
+                ('-f /proc/x -- /opt/static', 'cannot create /proc/x')):
+            with self.subTest(command):
+                with self.assertRaises(self.lib.Failure) as caught:
+                    self.machine([static, unready], f'snapshot-run {command}')
+                self.assertRegex(str(caught.exception), words)
+
+
 class Speed(ProgramTest):
 
     MIXED = (b'1', b'', b'w' + bytes(5000), b'fe', b't', b'2', b'h', b'e\1',
@@ -346,14 +382,13 @@ class Coverage(ProgramTest):
 
     def test_library(self):
         """The program counts nothing, its library does."""
-        directory = Path(scratch().name)
+        directory = scratch().name
         library = self.build(
             'libtarget.so', '-shared', '-fPIC', '-Dmain=target_main',
             '-fsanitize-coverage=trace-pc-guard', cc='clang', package='clang')
-        source = directory / 'main.c'
-        source.write_text('int target_main(int, char **);\n'
-                          'int main(int argc, char **argv)\n'
-                          '{ return target_main(argc, argv); }\n')
+        source = self.write('main.c', 'int target_main(int, char **);\n'
+                            'int main(int argc, char **argv)\n'
+                            '{ return target_main(argc, argv); }\n')
         program = self.build('uses-library', f'-L{directory}', '-ltarget',
                              '-Wl,-rpath,/opt',
                              '-Wl,--allow-shlib-undefined', source=source)
@@ -485,8 +520,8 @@ class Afl(ProgramTest):
 
     def test_persistent(self):
         """Catches a loop that waits for AFL++, or is run through twice."""
-        source = Path(scratch().name, 'persistent.c')
-        source.write_text(f'#define main target_main\n#include "{TARGET}"\n' '''
+        source = self.write('persistent.c', '#define main target_main\n'
+                            f'#include "{TARGET}"\n' '''
 #undef main
 int main(int argc, char **argv)
 {
@@ -505,8 +540,7 @@ int main(int argc, char **argv)
         A target of more than 65536 edges, as afl-cc makes it: it tells how
         many. Catches a map that is too small for it, and one that is cut.
         """
-        source = Path(scratch().name, 'large.c')
-        source.write_text('''
+        source = self.write('large.c', '''
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/shm.h>
