@@ -2,10 +2,11 @@
 /*
  * Counts the branches of a program for a fuzzer on the host
  *
- * For programs and libraries that are compiled with -fsanitize-coverage=trace-pc
- * (clang, gcc) or trace-pc-guard (clang), and without AFL++'s compiler: link
- * snapshot-cov.o with a program. A library needs nothing; if the program that
- * loads it has no snapshot-cov.o, snapshot-shim.so contains the same.
+ * For programs and libraries that are compiled with
+ * -fsanitize-coverage=trace-pc (clang, gcc) or trace-pc-guard (clang), and
+ * without AFL++'s compiler: link snapshot-cov.o with a program. A library needs
+ * nothing; if the program that loads it has no snapshot-cov.o, snapshot-shim.so
+ * contains the same.
  *
  * The map is the SysV segment that __AFL_SHM_ID names, of AFL_MAP_SIZE bytes.
  * This file must not be compiled with that option itself.
@@ -15,10 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/shm.h>
-
-void __sanitizer_cov_trace_pc_guard_init(uint32_t *start, uint32_t *stop);
-void __sanitizer_cov_trace_pc_guard(uint32_t *guard);
-void __sanitizer_cov_trace_pc(void);
 
 /* Of a program that nobody fuzzes, all counts are one. */
 static unsigned char nobody[1];

@@ -91,12 +91,10 @@ static void __attribute__((noreturn)) usage(void)
 
 static long number(const char *s, long max)
 {
-    char *end;
+    char rest;
     long n;
 
-    errno = 0;
-    n = strtol(s, &end, 0);
-    if (errno || end == s || *end || n < 0 || n > max) {
+    if (sscanf(s, "%11li%c", &n, &rest) != 1 || n < 0 || n > max) {
         die("%s is not a number from 0 to %ld", s, max);
     }
     return n;
@@ -240,8 +238,7 @@ static const char *no_shim(const struct image *image)
 static size_t ask_map_size(const char *path, char **argv)
 {
     unsigned long size = 0;
-    char buf[32] = "", *end;
-    ssize_t n;
+    char buf[32] = "", rest;
     int fds[2];
     pid_t pid;
 
@@ -262,19 +259,15 @@ static size_t ask_map_size(const char *path, char **argv)
         _exit(127);
     }
     close(fds[1]);
-    n = pid < 0 ? -1 : read(fds[0], buf, sizeof(buf) - 1);
+    if (pid < 0 || read(fds[0], buf, sizeof(buf) - 1) < 0) {
+        *buf = 0;
+    }
     close(fds[0]);
     if (pid > 0) {
         waitpid(pid, NULL, 0);
     }
-    if (n > 0) {
-        buf[n] = 0;
-        size = strtoul(buf, &end, 10);
-        if (*end != '\n' || end[1]) {
-            return 0;
-        }
-    }
-    return size;
+    /* Nothing but a number: else it is the program's own output. */
+    return sscanf(buf, "%10lu %c", &size, &rest) == 1 ? size : 0;
 }
 
 static void choose_map_size(const struct image *image, const char *path,

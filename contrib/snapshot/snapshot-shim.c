@@ -213,11 +213,7 @@ static int shim_main(int argc, char **argv, char **envp)
     return real_main(argc, argv, envp);
 }
 
-/* What the start of a C program calls. glibc's headers do not declare it. */
-int __libc_start_main(Main *main_, int argc, char **argv, void (*init)(void),
-                      void (*fini)(void), void (*rtld_fini)(void),
-                      void *stack_end);
-
+/* What the start of a C program calls */
 int __libc_start_main(Main *main_, int argc, char **argv, void (*init)(void),
                       void (*fini)(void), void (*rtld_fini)(void),
                       void *stack_end)

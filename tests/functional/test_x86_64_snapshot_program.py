@@ -53,10 +53,18 @@ class ProgramTest(MachinesTest):
             if not shutil.which(tool):
                 self.skipTest(f'no {tool}: apt-get install {tool}')
 
+    def write(self, name, text):
+        path = Path(scratch().name, name)
+        path.write_text(text, encoding='ascii')
+        return path
+
     def build(self, name, *args, cc='gcc', package='gcc', **rest):
         if not shutil.which(cc):
             self.skipTest(f'no {cc}: apt-get install {package}')
         path, why = compiled(name, *args, cc=cc, **rest)
+        if 'libclang_rt' in why:
+            self.skipTest('no runtime of clang\'s: apt-get install '
+                          'libclang-rt-dev')
         self.assertTrue(path, why)
         return path
 
@@ -98,19 +106,24 @@ class ProgramTest(MachinesTest):
                 options=''):
         self.path = self.describe(
             f'qemu = {self.qemu_bin}', 'boot = 300', 'timeout = 20000',
-            f'device = {device}', *lines, '-accel tcg', '-m 256',
+            f'device = {device}', *lines, '-accel tcg', '-m 128',
             f'-kernel {LINUX}/vmlinuz', f'-initrd {self.pack(*programs)}',
             '-device pvpanic',
             f'-append {options}{INIT}{command.replace(" ", ",")}')
         return self.lib.Machine(self.path)
 
-    def check_verified(self, vm):
-        """Nothing has differed after any restore."""
+    def query(self):
         from qemu.qmp.legacy import QEMUMonitorProtocol
-        monitor = QEMUMonitorProtocol(str(vm.directory / 'qmp'))
+        directory = self.lib.status(self.path).directory.decode()
+        monitor = QEMUMonitorProtocol(directory + '/qmp')
         monitor.connect()
         found = monitor.cmd('x-query-snapshot-device')
         monitor.close()
+        return found
+
+    def check_verified(self):
+        """Nothing has differed after any restore."""
+        found = self.query()
         self.assertGreater(found['verified'], 0)
         self.assertEqual(found['mismatched'], 0, found['mismatches'])
 
@@ -119,6 +132,10 @@ class ProgramTest(MachinesTest):
         self.assertEqual((run.result, run.cause, run.text),
                          (self.lib.OK, self.lib.GUEST, ''), data[:8])
         return run
+
+    def edges(self, vm, data):
+        run = self.check_ok(vm, data)
+        return {i: n for i, n in enumerate(run.coverage) if n}
 
     def check_end(self, vm, data, result, words):
         run = vm.run(data)
@@ -142,7 +159,9 @@ class Ends(ProgramTest):
            (b'S', r'^signal 11 (.|\n)*at (0x)?1230'),
            (b'F', r'^signal 8 '), (b'I', r'^signal 4 '),
            (b'K', r'^signal 9 '), (b'R', r'^signal 11 '),
-           (b'T', r'^signal 11 (.|\n)*1230'),
+           (b'T', r'^signal 11 (.|\n)*1230'), (b'ge', r'^signal 11 '),
+           (b'g_', r'^signal 11 '), (b'gq', r'^signal 11 '),
+           (b'gc', r'^signal 11 '),
            (b'X', r'^signal 11 (.|\n)*1240'), (b'B', r'^signal 7 '),
            (b'r\x63', r'^exit status 99\n$'), (b'e\x63', '^exit status 99'),
            (b'_\x63', '^exit status 99'), (b'q\x63', '^exit status 99'),
@@ -159,14 +178,15 @@ class Ends(ProgramTest):
                     self.check_end(vm, data, self.lib.CRASH, words)
             if shim:
                 for data, where in ((b'S', '1230'), (b'B', '20000123'),
-                                    (b'F', '[0-9a-f]+'), (b'T', '1230')):
+                                    (b'F', '[0-9a-f]+'), (b'T', '1230'),
+                                    (b'R', '7f[0-9a-f]+')):
                     self.check_end(vm, data, self.lib.CRASH,
                                    rf'^signal \d+ \(.*\) at 0x{where}\n')
             run = vm.run(b'H', self.lib.Limits(host_ns=300000000))
             self.assertEqual((run.result, run.cause),
                              (self.lib.HANG, self.lib.HOST_TIME))
             self.check_ok(vm, b'1')
-            self.check_verified(vm)
+            self.check_verified()
 
     def test_shim(self):
         self.check_all([self.dynamic()],
@@ -187,6 +207,37 @@ class Ends(ProgramTest):
         self.check_all([self.dynamic()], 'snapshot-run -w -x 99 -f '
                        '/tmp/input -s 1000000 -- /opt/dynamic --file=@@',
                        'is started in each run', False)
+
+
+class Refused(ProgramTest):
+    """Catches what is wrong and waited for, or not told on the console."""
+
+    def test_refused(self):
+        static = self.build('static', '-static')
+        unready = self.build('unready', source=self.write('unready.c', '''
+#include <stdio.h>
+#include <unistd.h>
+static void __attribute__((constructor)) early(void)
+{
+    fprintf(stderr, "it is too early");
+    _exit(7);
+}
+int main(void) { return 0; }
+'''))
+        for command, words in (
+                ('-- /nowhere', 'cannot execute "/nowhere": No such file'),
+                ('-- /opt', 'cannot execute "/opt": Permission denied'),
+                ('-p -- /opt/static', 'cannot save inside /opt/static, for it '
+                 'is not dynamically linked'),
+                ('-- /opt/unready', r'/opt/unready has ended before it was '
+                 r'READY, with status 7\s+it is too early'),
+                ('-s 10000000 -- /opt/static', 'longer than the channel'),
+                ('-s nine -- /opt/static', 'nine is not a number'),
+                ('-f /proc/x -- /opt/static', 'cannot create /proc/x')):
+            with self.subTest(command):
+                with self.assertRaises(self.lib.Failure) as caught:
+                    self.machine([static, unready], f'snapshot-run {command}')
+                self.assertRegex(str(caught.exception), words)
 
 
 class Speed(ProgramTest):
@@ -211,7 +262,7 @@ class Speed(ProgramTest):
             grown = self.resident(qemu) - size
             print(f'# {grown} KiB more after {runs} runs')
             self.assertLess(grown, 4096)
-            self.check_verified(vm)
+            self.check_verified()
 
     def resident(self, pid):
         """KiB"""
@@ -234,8 +285,10 @@ class Speed(ProgramTest):
                 [host_programs() / 'snapshot-vm', 'measure', self.path, seed,
                  '3'], text=True)
             rates[way] = int(output.split()[0])
+            if way == '-p':
+                pages = self.query()['last-pages']
         print(f'# inside the start: {rates["-p"]} runs/s, '
-              f'started anew: {rates["-w"]}')
+              f'started anew: {rates["-w"]}; {pages} pages')
         self.assertGreater(rates['-p'], 2 * rates['-w'])
 
 
@@ -245,9 +298,8 @@ class Coverage(ProgramTest):
     was not executed, or lacks what was; and one that depends on the machine.
     """
 
-    def edges(self, vm, data):
-        run = self.check_ok(vm, data)
-        return {i: n for i, n in enumerate(run.coverage) if n}
+    # Loops of 255, 256 and 257 rounds
+    ROUND = (b'l\xff', b'l\xffx', b'l\xffxx')
 
     def check_maps(self, programs, command, most=None, size=65536):
         """@most: how many edges there are, if each has a count of its own"""
@@ -257,7 +309,7 @@ class Coverage(ProgramTest):
                 self.assertEqual(vm.coverage_size, size)
                 found.append(self.maps(vm))
                 if device == 'verify=on':
-                    self.check_verified(vm)
+                    self.check_verified()
         self.assertEqual(*found)
         maps = found[0]
         one, two, three = (set(maps[data]) for data in (b'1', b'2', b'3'))
@@ -273,17 +325,20 @@ class Coverage(ProgramTest):
         self.assertTrue(rounds)
         for i in rounds:
             self.assertEqual(many[i] - few[i], 4)
+        if 'static' not in command:
+            # Rounds before main() are not of the run.
+            self.assertFalse(rounds & set(maps[b'1']))
         # 0 says "never", whatever the count.
-        all256 = maps[b'l\xff']
-        self.assertEqual(set(few), set(all256))
+        for data in self.ROUND:
+            self.assertEqual(set(few), set(maps[data]))
         if most is not None:
             for counts in maps.values():
                 self.assertLess(max(counts), most)
 
     def maps(self, vm):
         maps = {}
-        for data in (b'1', b'2', b'3', b'l\x05', b'l\x09', b'l\xff', b'c',
-                     b'1x', b'', b'1') * 3:
+        for data in (b'1', b'2', b'3', b'l\x05', b'l\x09', b'c', b'1x',
+                     b'', b'1', *self.ROUND) * 2:
             found = self.edges(vm, data)
             self.assertEqual(maps.setdefault(data, found), found, data)
             self.check_end(vm, b'S', self.lib.CRASH, '^signal 11')
@@ -327,14 +382,13 @@ class Coverage(ProgramTest):
 
     def test_library(self):
         """The program counts nothing, its library does."""
-        directory = Path(scratch().name)
+        directory = scratch().name
         library = self.build(
             'libtarget.so', '-shared', '-fPIC', '-Dmain=target_main',
             '-fsanitize-coverage=trace-pc-guard', cc='clang', package='clang')
-        source = directory / 'main.c'
-        source.write_text('int target_main(int, char **);\n'
-                          'int main(int argc, char **argv)\n'
-                          '{ return target_main(argc, argv); }\n')
+        source = self.write('main.c', 'int target_main(int, char **);\n'
+                            'int main(int argc, char **argv)\n'
+                            '{ return target_main(argc, argv); }\n')
         program = self.build('uses-library', f'-L{directory}', '-ltarget',
                              '-Wl,-rpath,/opt',
                              '-Wl,--allow-shlib-undefined', source=source)
@@ -346,12 +400,15 @@ class Coverage(ProgramTest):
         """Catches a count outside a map that is too small for all edges."""
         program = self.build('guard', '-fsanitize-coverage=trace-pc-guard',
                              self.object(), cc='clang', package='clang')
+        with self.machine([program], 'snapshot-run -- /opt/guard') as vm:
+            all_edges = self.edges(vm, b'1')
         with self.machine([program], 'snapshot-run -v -m 8 -- /opt/guard') \
                 as vm:
             self.assertRegex(self.lib.console(vm.directory),
                              r'edges share 8 counts: snapshot-run -m \d+')
             self.assertEqual(vm.coverage_size, 8)
-            self.assertTrue(self.edges(vm, b'1'))
+            self.assertEqual(sum(self.edges(vm, b'1').values()),
+                             sum(all_edges.values()))
 
 
 class Sanitizers(ProgramTest):
@@ -366,7 +423,7 @@ class Sanitizers(ProgramTest):
             self.check_end(vm, b'A', self.lib.CRASH, '^signal 6 ')
             self.check_ok(vm, b'f_')
             self.check_ok(vm, b'r\1')
-            self.check_verified(vm)
+            self.check_verified()
 
     OVERFLOW = r'ERROR: AddressSanitizer: heap-buffer-overflow(.|\n)*' \
         r'WRITE of size 1(.|\n)*#0 '
@@ -426,9 +483,7 @@ class Afl(ProgramTest):
             size = vm.coverage_size
             maps = {}
             for data in (b'1', b'2', b'3', b'l\5', b'l\x09', b'') * 3:
-                counts = {i: n
-                          for i, n in enumerate(self.check_ok(vm, data).coverage)
-                          if n}
+                counts = self.edges(vm, data)
                 self.assertEqual(maps.setdefault(data, counts), counts, data)
             self.assertGreater(len(maps[b'1']), 3)
             self.assertTrue(set(maps[b'1']) - set(maps[b'2']))
@@ -437,7 +492,7 @@ class Afl(ProgramTest):
             self.assertNotEqual(maps[b'l\5'], maps[b'l\x09'])
             self.check_end(vm, b'S', self.lib.CRASH, '^signal 11')
             self.check_ok(vm, b'f_')
-            self.check_verified(vm)
+            self.check_verified()
             return size
 
     def check_each(self, suffix, **source):
@@ -465,8 +520,8 @@ class Afl(ProgramTest):
 
     def test_persistent(self):
         """Catches a loop that waits for AFL++, or is run through twice."""
-        source = Path(scratch().name, 'persistent.c')
-        source.write_text(f'#define main target_main\n#include "{TARGET}"\n' '''
+        source = self.write('persistent.c', '#define main target_main\n'
+                            f'#include "{TARGET}"\n' '''
 #undef main
 int main(int argc, char **argv)
 {
@@ -485,8 +540,7 @@ int main(int argc, char **argv)
         A target of more than 65536 edges, as afl-cc makes it: it tells how
         many. Catches a map that is too small for it, and one that is cut.
         """
-        source = Path(scratch().name, 'large.c')
-        source.write_text('''
+        source = self.write('large.c', '''
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/shm.h>
@@ -538,7 +592,7 @@ class Kernel(ProgramTest):
             self.wait_until_console(vm, r'BUG: .*1234(.|\n)*'
                                     r'Kernel panic - not syncing: Fatal exc')
             self.check_ok(vm, b'')
-            self.check_verified(vm)
+            self.check_verified()
         # So that it is the option which makes it one
         with self.machine([], 'oops', options='nopti ') as vm:
             run = vm.run(bad)
@@ -563,8 +617,7 @@ class Kernel(ProgramTest):
             maps = {}
             for data in (b'', ask, bytes([0, 32]) + bytes(32), ask + ask,
                          bytes([15, 200]) + bytes(200)) * 3:
-                found = {i for i, n in enumerate(self.check_ok(vm, data).coverage)
-                         if n}
+                found = set(self.edges(vm, data))
                 maps[data] = maps.get(data, found) & found
             self.assertGreater(len(maps[ask]), len(maps[b'']) + 100)
             self.assertTrue(maps[ask] - maps[bytes([0, 32]) + bytes(32)])

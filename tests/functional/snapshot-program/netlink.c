@@ -21,6 +21,7 @@ int main(void)
     struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
     size_t size = fread(input, 1, sizeof(input), stdin), i = 0;
     int sockets[MAX_LINKS] = { 0 };
+    ssize_t got;
 
     while (i + 2 <= size) {
         unsigned protocol = input[i] % MAX_LINKS, length = input[i + 1];
@@ -40,8 +41,9 @@ int main(void)
                length < sizeof(header) ? length : sizeof(header));
         sendto(sockets[protocol], input + i, length, 0,
                (struct sockaddr *)&kernel, sizeof(kernel));
-        while (recv(sockets[protocol], answer, sizeof(answer), 0) > 0) {
-        }
+        do {
+            got = recv(sockets[protocol], answer, sizeof(answer), 0);
+        } while (got > 0);
         i += length;
     }
     return 0;

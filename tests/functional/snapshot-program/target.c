@@ -30,6 +30,7 @@
 static char **arguments;
 static unsigned char data[1 << 20];
 static size_t size;
+/* volatile: what is done to it shall be done */
 static volatile unsigned sum;
 /* volatile: the compiler is not to know what goes wrong */
 static volatile int zero;
@@ -63,6 +64,12 @@ static void read_input(const char *file)
     }
 }
 
+static void crash(unsigned long address)
+{
+    /* volatile: to be done, even here */
+    *(volatile int *)address = 1;
+}
+
 static void __attribute__((noinline)) one(void)
 {
     sum += 1;
@@ -80,8 +87,15 @@ static void __attribute__((noinline)) loop(unsigned n)
     }
 }
 
+/* What is counted before main() belongs to no run that begins there. */
+static void __attribute__((constructor)) before_main(void)
+{
+    loop(3);
+}
+
 static int __attribute__((noinline)) recurse(int n)
 {
+    /* volatile: to be there */
     volatile char frame[4096];
 
     frame[n % sizeof(frame)] = n;
@@ -91,7 +105,7 @@ static int __attribute__((noinline)) recurse(int n)
 static void *thread(void *how)
 {
     if (how) {
-        *(volatile int *)0x1230 = 1;
+        crash(0x1230);
     }
     sum++;
     return NULL;
@@ -113,7 +127,7 @@ static int use_child(int how)
     if (!pid) {
         switch (how) {
         case 'c':
-            *(volatile int *)0x1230 = 1;
+            crash(0x1230);
             break;
         case 'q':
             quick_exit(3);
@@ -143,6 +157,7 @@ static void handled(int sig)
 static void bus(void)
 {
     int fd = memfd_create("bus", 0);
+    /* volatile: to be written to */
     volatile char *p = mmap((void *)0x20000000, 4096, PROT_READ | PROT_WRITE,
                             MAP_SHARED | MAP_FIXED, fd, 0);
 
@@ -152,6 +167,7 @@ static void bus(void)
 
 static int act(void)
 {
+    const struct sigaction handler = { .sa_handler = handled };
     /* As the second byte, if there is one, of the same meaning for all */
     const int arg = size > 1 ? data[1] : 0;
     /* volatile: neither a leak nor an overflow is to be optimised away */
@@ -169,7 +185,7 @@ static int act(void)
         two();
         break;
     case 'l':
-        loop(arg);
+        loop(size > 1 ? arg + size - 2 : 0);
         break;
     case 'r':
         return arg;
@@ -189,6 +205,10 @@ static int act(void)
         break;
     case 'f':
         return WEXITSTATUS(use_child(arg));
+    case 'g':
+        use_child(arg);
+        crash(0x1230);
+        break;
     case 'm':
         pthread_exit(NULL);
         break;
@@ -210,14 +230,14 @@ static int act(void)
         use_file();
         break;
     case 'h':
-        signal(SIGSEGV, handled);
-        *(volatile int *)0x1230 = 1;
+        sigaction(SIGSEGV, &handler, NULL);
+        crash(0x1230);
         break;
     case 'A':
         fprintf(stderr, "about to abort\n");
         abort();
     case 'S':
-        *(volatile int *)0x1230 = 1;
+        crash(0x1230);
         break;
     case 'B':
         bus();
@@ -273,7 +293,7 @@ int main(int argc, char **argv)
         return atoi(argv[2]);
     }
     if (argc > 1 && !strcmp(argv[1], "--crash")) {
-        *(volatile int *)0x1240 = 1;
+        crash(0x1240);
     }
     if (argc > 1 && !strncmp(argv[1], "--file=", 7)) {
         file = argv[1] + 7;
