@@ -229,8 +229,8 @@ class Server(MachinesTest):
                             host_programs() / 'afl-snapshot', path],
                            stderr=stderr, timeout=60)
         self.assertRegex(Path(said).read_text(encoding='utf-8'),
-                         r'(?s)for [5-9] s, the guest is not READY.*the guest is '
-                         r'there.*did not get READY in 8 s.*the guest is there')
+                         r'(?s)for [5-9] s, the guest is not READY.*the guest '
+                         r'is there.*not get READY in 8 s.*the guest is there')
 
 
 class Afl(MachinesTest):

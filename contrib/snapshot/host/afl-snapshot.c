@@ -8,8 +8,8 @@
  * VM is a description (README.rst).  What AFL++ expects of a target, in short:
  * it writes a word to file 199 and, for each word that it reads from file 198,
  * a process and the status that wait() would return for it.  The process here
- * is one that waits until the fuzzer kills it, or has gone: the run is cancelled
- * then, and the next word gets another.
+ * is one that waits until the fuzzer kills it, or has gone: the run is then
+ * cancelled, and the next word gets another.
  *
  * Licensed under the MIT licence, that a program of any licence may use it.
  */
