@@ -139,7 +139,10 @@ static int monitor_open(struct monitor *m, const char *directory)
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     struct timeval limit = { .tv_sec = ANSWER_S };
 
-    snprintf(addr.sun_path, sizeof(addr.sun_path), "%.90s/qmp", directory);
+    if ((size_t)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/qmp",
+                         directory) >= sizeof(addr.sun_path)) {
+        return fail("%s/qmp is too long for a socket", directory);
+    }
     m->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (m->fd < 0 ||
         setsockopt(m->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) ||
