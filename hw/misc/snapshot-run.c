@@ -762,6 +762,8 @@ static void snapshot_run_bh(void *opaque)
         qemu_chr_fe_disconnect(&s->control);
     }
     if (run->pending && run->state == SNAPSHOT_RUN_WAITING) {
+        /* If only a restore did, something might come behind that, too. */
+        vm_snapshot_put_back_parked(s->engine, run->slot);
         snapshot_run_begin(s);
         qemu_chr_fe_accept_input(&s->control);
     }
@@ -774,12 +776,14 @@ static void snapshot_run_bh(void *opaque)
 /*
  * With a socket for RUN, the first vCPU's thread, which has nothing else to do
  * while the guest waits, waits for it: that the main loop is told of it and tells
- * the vCPU would take as long as a short run.
+ * the vCPU would take as long as a short run.  A machine that the main loop puts
+ * back has no use for that.
  */
-static bool snapshot_run_on_vcpu(void)
+static bool snapshot_run_on_vcpu(const SnapshotState *s)
 {
-    return tcg_enabled() ||
-        (kvm_enabled() && current_machine->smp.max_cpus == 1);
+    return vm_snapshot_ram(s->engine) == SNAPSHOT_DEVICE_RAM_DIRTY &&
+        (tcg_enabled() ||
+         (kvm_enabled() && current_machine->smp.max_cpus == 1));
 }
 
 /* A vCPU may be waiting for it. */
@@ -805,7 +809,7 @@ static bool snapshot_take_socket(SnapshotState *s)
     if (fd < 0) {
         return true;
     }
-    if (!snapshot_run_on_vcpu() ||
+    if (!snapshot_run_on_vcpu(s) ||
         getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) ||
         getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) ||
         domain != AF_UNIX || type != SOCK_SEQPACKET) {
@@ -897,6 +901,10 @@ static void snapshot_message(SnapshotState *s)
         } else {
             snapshot_refuse(s, 0, SNAPSHOT_REFUSED_HELLO);
         }
+    } else if (type == SNAPSHOT_MSG_RUN && run->socket >= 0) {
+        /* It could overtake one that is there. */
+        snapshot_refuse(s, le32_to_cpu(run->in.id),
+                        SNAPSHOT_REFUSED_NOT_READY);
     } else if (type == SNAPSHOT_MSG_RUN) {
         snapshot_asked_for_run(s, &run->in);
     } else if (type != SNAPSHOT_MSG_CANCEL) {
@@ -1008,7 +1016,7 @@ static void snapshot_control_event(void *opaque, QEMUChrEvent event)
 
     if (qemu_chr_has_feature(qemu_chr_fe_get_driver(&s->control),
                              QEMU_CHAR_FEATURE_FD_PASS) &&
-        snapshot_run_on_vcpu()) {
+        snapshot_run_on_vcpu(s)) {
         m.hello.flags = cpu_to_le32(SNAPSHOT_HELLO_SOCKET);
     }
 
