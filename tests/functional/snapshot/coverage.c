@@ -105,6 +105,7 @@ CASE(coverage)
 #define TIMER_VECTOR    0x40
 
 static shared32 interrupts;
+static bool hangs;
 
 /* What a handler calls, with a known address, too */
 asm(".pushsection .text\n"
@@ -118,7 +119,7 @@ static void on_timer(struct frame *frame)
     (void)frame;
     interrupts++;
     cover_handler();
-    if (option("hang", 0)) {
+    if (hangs) {
         say("DONE\n");
         for (;;) {
             cpu_pause();
@@ -133,6 +134,7 @@ static void on_timer(struct frame *frame)
  */
 CASE(coverage_irq)
 {
+    hangs = option("hang", 0);
     irq_handle(TIMER_VECTOR, on_timer);
     apic_write(APIC_TIMER_DIV, 0xb);    /* 1 GHz in QEMU */
     apic_write(APIC_LVT_TIMER, 0x20000 | TIMER_VECTOR);
