@@ -775,9 +775,9 @@ static void snapshot_run_bh(void *opaque)
 
 /*
  * With a socket for RUN, the first vCPU's thread, which has nothing else to do
- * while the guest waits, waits for it: that the main loop is told of it and tells
- * the vCPU would take as long as a short run.  A machine that the main loop puts
- * back has no use for that.
+ * while the guest waits, waits for it: that the main loop is told of it, and
+ * tells the vCPU, would take as long as a short run.  A machine that the main
+ * loop puts back has no use for that.
  */
 static bool snapshot_run_on_vcpu(const SnapshotState *s)
 {
