@@ -53,6 +53,7 @@ typedef struct DeviceSection {
 struct DeviceStateImage {
     GArray *sections;
     unsigned clock;             /* the section of it */
+    bool opened;                /* of a file, and never loaded */
     char *reason;               /* of the last reset */
     GByteArray *data;
 };
@@ -306,7 +307,7 @@ static void section_flatten(DeviceSection *section)
                              se->version_id);
 }
 
-static void section_init(DeviceSection *section)
+static void section_init(DeviceSection *section, bool flatten)
 {
     const SaveStateEntry *se = section->se;
 
@@ -316,7 +317,7 @@ static void section_init(DeviceSection *section)
     section->root = find_root(section->dev);
     section->devices = find_devices(section);
     section->touched = touched_now(section);
-    if (se_has_state(se)) {
+    if (se_has_state(se) && flatten) {
         section_flatten(section);
     }
     trace_qemu_device_state_section(section->idstr, section->restore,
@@ -324,15 +325,22 @@ static void section_init(DeviceSection *section)
         section->flat);
 }
 
-DeviceStateImage *qemu_device_state_save(Error **errp)
+static DeviceStateImage *image_new(void)
 {
-    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
-    g_autoptr(DeviceStateImage) image = g_new0(DeviceStateImage, 1);
-    SaveStateEntry *se = NULL;
+    DeviceStateImage *image = g_new0(DeviceStateImage, 1);
 
     image->data = g_byte_array_new();
     image->sections = g_array_new(false, false, sizeof(DeviceSection));
     g_array_set_clear_func(image->sections, device_section_clear);
+    return image;
+}
+
+DeviceStateImage *qemu_device_state_save(Error **errp)
+{
+    G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
+    g_autoptr(DeviceStateImage) image = image_new();
+    SaveStateEntry *se = NULL;
+
     cpu_synchronize_all_states();
 
     while ((se = qemu_savevm_next_entry(se))) {
@@ -349,13 +357,141 @@ DeviceStateImage *qemu_device_state_save(Error **errp)
         if (section.present && !section_save(image, &section, errp)) {
             return NULL;
         }
-        section_init(&section);
+        section_init(&section, true);
         if (section.restore == VMSTATE_RESTORE_CLOCK) {
             image->clock = image->sections->len;
         }
         g_array_append_val(image->sections, section);
     }
     return g_steal_pointer(&image);
+}
+
+GArray *qemu_device_state_bytes(const DeviceStateImage *image)
+{
+    GArray *all = g_array_new(false, false, sizeof(DeviceStateBytes));
+
+    for (unsigned i = 0; i < image->sections->len; i++) {
+        const DeviceSection *section = section_at(image, i);
+        DeviceStateBytes bytes = {
+            .idstr = section->idstr,
+            .instance_id = section->se->instance_id,
+            .version_id = section->se->version_id,
+            .data = image->data->data + section->offset,
+            .length = section->length,
+        };
+
+        if (section->present) {
+            g_array_append_val(all, bytes);
+        }
+    }
+    return all;
+}
+
+static const DeviceStateBytes *find_bytes(const GArray *all,
+                                          const SaveStateEntry *se)
+{
+    for (unsigned i = 0; i < all->len; i++) {
+        const DeviceStateBytes *bytes = &g_array_index(all, DeviceStateBytes,
+                                                       i);
+
+        if (bytes->instance_id == se->instance_id &&
+            !strcmp(bytes->idstr, se->idstr)) {
+            return bytes;
+        }
+    }
+    return NULL;
+}
+
+/* Is a section of a file, if it has it, one that can be loaded? */
+static bool can_load(const SaveStateEntry *se, const DeviceStateBytes *bytes,
+                     Error **errp)
+{
+    if (!bytes && se_has_state(se) && !(se->vmsd && se->vmsd->needed)) {
+        error_setg(errp, "'%s' (%u) of the machine is not in it", se->idstr,
+                   se->instance_id);
+        return false;
+    }
+    if (bytes && !se_has_state(se)) {
+        error_setg(errp, "'%s' (%u) has state in it, and none in the machine",
+                   se->idstr, se->instance_id);
+        return false;
+    }
+    if (bytes && bytes->version_id != se->version_id) {
+        error_setg(errp, "'%s' (%u) is of version %u in it, and %d in the "
+                   "machine", se->idstr, se->instance_id, bytes->version_id,
+                   se->version_id);
+        return false;
+    }
+    return true;
+}
+
+static void append_bytes(DeviceStateImage *image, DeviceSection *section,
+                         const DeviceStateBytes *bytes)
+{
+    const uint32_t mark = cpu_to_be32(section->section_id);
+
+    section->length = bytes->length;
+    g_byte_array_append(image->data, bytes->data, bytes->length);
+    g_byte_array_append(image->data, (const uint8_t *)&mark, sizeof(mark));
+}
+
+static const DeviceSection *find_section(const DeviceStateImage *image,
+                                         const DeviceStateBytes *bytes)
+{
+    for (unsigned i = 0; i < image->sections->len; i++) {
+        const DeviceSection *section = section_at(image, i);
+
+        if (section->se->instance_id == bytes->instance_id &&
+            !strcmp(section->idstr, bytes->idstr)) {
+            return section;
+        }
+    }
+    return NULL;
+}
+
+DeviceStateImage *qemu_device_state_open(const GArray *sections, Error **errp)
+{
+    g_autoptr(DeviceStateImage) image = image_new();
+    SaveStateEntry *se = NULL;
+
+    image->opened = true;
+    while ((se = qemu_savevm_next_entry(se))) {
+        const DeviceStateBytes *bytes = find_bytes(sections, se);
+        DeviceSection section = {
+            .se = se,
+            .section_id = se->section_id,
+            .present = bytes,
+            .offset = image->data->len,
+        };
+
+        if (se_is_guest_ram(se)) {
+            continue;
+        }
+        if (!can_load(se, bytes, errp)) {
+            return NULL;
+        }
+        if (bytes) {
+            append_bytes(image, &section, bytes);
+        }
+        section_init(&section, false);
+        g_array_append_val(image->sections, section);
+    }
+    for (unsigned i = 0; i < sections->len; i++) {
+        const DeviceStateBytes *bytes = &g_array_index(sections,
+                                                       DeviceStateBytes, i);
+
+        if (!find_section(image, bytes)) {
+            error_setg(errp, "It has '%s' (%u), which the machine has not",
+                       bytes->idstr, bytes->instance_id);
+            return NULL;
+        }
+    }
+    return g_steal_pointer(&image);
+}
+
+bool qemu_device_state_opened(const DeviceStateImage *image)
+{
+    return image->opened;
 }
 
 static bool has_section_id(int section_id)
@@ -561,6 +697,9 @@ DeviceStateWay qemu_device_state_choose(DeviceStateImage *image)
     DeviceStateWay way = DEVICE_STATE_RESET_MACHINE;
     unsigned i;
 
+    if (image->opened) {
+        return way;
+    }
     for (i = 0; i < image->sections->len; i++) {
         section_at(image, i)->after_reset = section_at(image, i)->was_reset =
             false;

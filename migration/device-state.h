@@ -120,6 +120,41 @@ bool qemu_device_state_load_changed(DeviceStateImage *image);
 bool qemu_device_state_load(DeviceStateImage *image, Error **errp);
 
 /**
+ * DeviceStateBytes: a section of an image, as it is in a file
+ */
+typedef struct DeviceStateBytes {
+    const char *idstr;
+    uint32_t instance_id;
+    uint32_t version_id;
+    const uint8_t *data;        /* without header and footer */
+    size_t length;
+} DeviceStateBytes;
+
+/**
+ * qemu_device_state_bytes: what is to be in a file of an image
+ * @image: for which qemu_device_state_matches() holds
+ *
+ * Returns: of DeviceStateBytes, which point to what is the image's; the caller
+ *          owns the array
+ */
+GArray *qemu_device_state_bytes(const DeviceStateImage *image);
+
+/**
+ * qemu_device_state_open: make an image of sections that come from a file
+ * @sections: of DeviceStateBytes, which are copied
+ * @errp: set to a section that the machine has and they have not, or the other
+ *        way round, or that is of another version
+ *
+ * What is in them is not looked at: it is loaded after a reset of the machine,
+ * and the image that is restored from then on is one of the machine that this
+ * gives.  To compare with this one before makes no sense.
+ */
+DeviceStateImage *qemu_device_state_open(const GArray *sections, Error **errp);
+
+/** qemu_device_state_opened: is it an image of qemu_device_state_open()? */
+bool qemu_device_state_opened(const DeviceStateImage *image);
+
+/**
  * qemu_device_state_reason: why something was reset
  *
  * Returns: the section, and the field if one is known, that asked for the last

@@ -10,6 +10,10 @@
  * which it differs, so that images form a tree; to put back another than the
  * current one, the pages that differ along the way are added to the log.
  *
+ * An image that was opened from a file lies in it.  Pages of the file have
+ * numbers as those of the store's file have, and the file is mapped where these
+ * are in the view.  RAM becomes such an image by being mapped from the file.
+ *
  * A page that differs restore after restore stays in the log, so that the first
  * write to it need not be trapped again; it is compared each time, and leaves
  * the log when it did not differ for a while.
@@ -22,12 +26,16 @@
 #include "qemu/cutils.h"
 #include "qemu/queue.h"
 #include "qapi/error.h"
+#include "exec/cputlb.h"
 #include "exec/memory.h"
 #include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
+#include "exec/tb-flush.h"
+#include "hw/core/cpu.h"
 #include "hw/qdev-core.h"
 #include "system/kvm.h"
+#include "system/tcg.h"
 #include "ram-snapshot-int.h"
 #include "trace.h"
 
@@ -48,6 +56,7 @@ struct ImageNode {
     unsigned children;
     bool held;                  /* by a DirtySnapshot */
     GArray *blocks;             /* of SavedBlock */
+    ImageFile *file;            /* that RAM can be mapped from, or NULL */
     /* RAM pages that differ from @from's. */
     uint32_t *delta;
     uint32_t delta_len;
@@ -62,6 +71,13 @@ typedef struct DirtySnapshot {
     ImageNode *node;
 } DirtySnapshot;
 
+/* A file in the view: as long as a page of it is in a table */
+typedef struct Piece {
+    ImageFile *file;
+    uint32_t first, nr;         /* of pages */
+    uint32_t used;              /* how many have references */
+} Piece;
+
 typedef struct DirtyStore {
     RAMSnapshotStore parent;
     unsigned page_bits;
@@ -70,6 +86,8 @@ typedef struct DirtyStore {
     uint32_t nr_pages;          /* of the file in use, free ones included */
     GArray *refs;               /* uint16_t by page of the file: tables */
     GArray *free;               /* uint32_t: pages of the file */
+    GArray *pieces;             /* of Piece */
+    ImageFile *lies_on;         /* that RAM was mapped from, or NULL */
     QTAILQ_HEAD(, ImageNode) nodes;
     RAMDirtyLog *log;
     unsigned log_version;       /* of ram_list, when the log was started */
@@ -97,9 +115,15 @@ static void dirty_store_init(RAMSnapshotStore *store)
     ds->page_bits = qemu_target_page_bits();
     ds->refs = g_array_new(false, true, sizeof(uint16_t));
     ds->free = g_array_new(false, false, sizeof(uint32_t));
+    ds->pieces = g_array_new(false, false, sizeof(Piece));
     QTAILQ_INIT(&ds->nodes);
     ds->nr_pages = ZERO_PAGE + 1;
     g_array_append_val(ds->refs, no_refs);
+}
+
+static Piece *piece_at(const DirtyStore *ds, unsigned i)
+{
+    return &g_array_index(ds->pieces, Piece, i);
 }
 
 static void dirty_store_clear(RAMSnapshotStore *store)
@@ -107,16 +131,32 @@ static void dirty_store_clear(RAMSnapshotStore *store)
     DirtyStore *ds = dirty_store(store);
 
     g_assert(QTAILQ_EMPTY(&ds->nodes));
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        image_file_unref(piece_at(ds, i)->file);
+    }
     if (ds->pages) {
         munmap(ds->pages, ds->mapped);
     }
     g_array_unref(ds->refs);
     g_array_unref(ds->free);
+    g_array_unref(ds->pieces);
 }
 
 static uint16_t *page_refs(DirtyStore *ds, uint32_t file_page)
 {
     return &g_array_index(ds->refs, uint16_t, file_page);
+}
+
+static Piece *find_piece(const DirtyStore *ds, uint32_t file_page)
+{
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        Piece *piece = piece_at(ds, i);
+
+        if (file_page - piece->first < piece->nr) {
+            return piece;
+        }
+    }
+    return NULL;
 }
 
 static const uint8_t *image_page(const DirtyStore *ds, const uint32_t *table,
@@ -139,12 +179,44 @@ static uint32_t file_page_new(DirtyStore *ds)
     return ds->nr_pages++;
 }
 
+/* Map a file in its place, over what is there of the store's own. */
+static bool map_piece(const DirtyStore *ds, const Piece *piece, uint8_t *view,
+                      Error **errp)
+{
+    if (mmap(view + ((size_t)piece->first << ds->page_bits),
+             (size_t)piece->nr << ds->page_bits, PROT_READ,
+             MAP_SHARED | MAP_FIXED, piece->file->fd, 0) == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Mapping '%s' failed",
+                         piece->file->name);
+        return false;
+    }
+    return true;
+}
+
+/* A view of all pages.  Returns: NULL with @errp set */
+static uint8_t *map_view(const DirtyStore *ds, size_t size, Error **errp)
+{
+    uint8_t *view = mmap(NULL, size, PROT_READ, MAP_SHARED, ds->parent.fd, 0);
+
+    if (view == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Mapping the RAM image failed");
+        return NULL;
+    }
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        if (!map_piece(ds, piece_at(ds, i), view, errp)) {
+            munmap(view, size);
+            return NULL;
+        }
+    }
+    return view;
+}
+
 /* The view covers the file with room to grow, so that it seldom moves. */
 static bool file_grow(DirtyStore *ds, Error **errp)
 {
     size_t need = (size_t)ds->nr_pages << ds->page_bits;
     size_t size = pow2ceil(MAX(need, 16 << ds->page_bits));
-    void *view;
+    uint8_t *view;
 
     if (need <= ds->mapped) {
         return true;
@@ -161,45 +233,84 @@ static bool file_grow(DirtyStore *ds, Error **errp)
     if (!ram_snapshot_grow(&ds->parent, size, errp)) {
         return false;
     }
-    view = ds->pages ? mremap(ds->pages, ds->mapped, size, MREMAP_MAYMOVE)
-                     : mmap(NULL, size, PROT_READ, MAP_SHARED, ds->parent.fd,
-                            0);
-    if (view == MAP_FAILED) {
-        error_setg_errno(errp, errno, "Mapping the RAM image failed");
-        return false;
+    /* Moved, what was touched of it need not be touched again. */
+    if (ds->pages && !ds->pieces->len) {
+        view = mremap(ds->pages, ds->mapped, size, MREMAP_MAYMOVE);
+        if (view == MAP_FAILED) {
+            error_setg_errno(errp, errno, "Mapping the RAM image failed");
+            return false;
+        }
+    } else {
+        view = map_view(ds, size, errp);
+        if (!view) {
+            return false;
+        }
+        if (ds->pages) {
+            munmap(ds->pages, ds->mapped);
+        }
     }
     ds->pages = view;
     ds->mapped = size;
     return true;
 }
 
+/* Put the store's file back in a place of the view. */
+static void drop_piece(DirtyStore *ds, Piece *piece)
+{
+    const size_t start = (size_t)piece->first << ds->page_bits;
+    const size_t end = start + ((size_t)piece->nr << ds->page_bits);
+    uint32_t i;
+
+    /* If that fails, the file stays mapped, and numbers are not used again. */
+    if (end > ds->mapped ||
+        mmap(ds->pages + start, end - start, PROT_READ, MAP_SHARED | MAP_FIXED,
+             ds->parent.fd, start) != MAP_FAILED) {
+        for (i = 0; i < piece->nr; i++) {
+            uint32_t page = piece->first + i;
+
+            g_array_append_val(ds->free, page);
+        }
+    }
+    g_ptr_array_remove(ds->parent.files, piece->file);
+    image_file_unref(piece->file);
+    g_array_remove_index_fast(ds->pieces, piece - piece_at(ds, 0));
+}
+
+static void punch(const DirtyStore *ds, uint32_t start, uint32_t len)
+{
+    if (len) {
+        fallocate(ds->parent.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  (off_t)start << ds->page_bits, (off_t)len << ds->page_bits);
+    }
+}
+
 /* Free pages that no table names any more, and give their memory back. */
 static void file_pages_unref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
 {
     uint32_t i, file_page, start = 0, len = 0;
+    Piece *piece;
 
     for (i = 0; i < nr; i++) {
         file_page = table[i];
         if (file_page == ZERO_PAGE || --*page_refs(ds, file_page)) {
             continue;
         }
+        piece = find_piece(ds, file_page);
+        if (piece) {
+            if (!--piece->used && piece->file != ds->lies_on) {
+                drop_piece(ds, piece);
+            }
+            continue;
+        }
         g_array_append_val(ds->free, file_page);
         if (file_page != start + len) {
-            if (len) {
-                fallocate(ds->parent.fd, FALLOC_FL_PUNCH_HOLE |
-                          FALLOC_FL_KEEP_SIZE, (off_t)start << ds->page_bits,
-                          (off_t)len << ds->page_bits);
-            }
+            punch(ds, start, len);
             start = file_page;
             len = 0;
         }
         len++;
     }
-    if (len) {
-        fallocate(ds->parent.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  (off_t)start << ds->page_bits,
-                  (off_t)len << ds->page_bits);
-    }
+    punch(ds, start, len);
 }
 
 static void file_pages_ref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
@@ -452,6 +563,7 @@ static void node_merge_delta(ImageNode *node)
 
 static void node_free(DirtyStore *ds, ImageNode *node)
 {
+    image_file_unref(node->file);
     QTAILQ_REMOVE(&ds->nodes, node, next);
     g_array_unref(node->blocks);
     g_free(node->delta);
@@ -542,6 +654,17 @@ static void log_stop_if_unused(DirtyStore *ds)
     set_current(ds, NULL);
 }
 
+static ImageNode *node_new(DirtyStore *ds, RAMSnapshot *snap)
+{
+    ImageNode *node = g_new0(ImageNode, 1);
+
+    node->blocks = g_array_ref(snap->blocks);
+    node->nr_pages = ds->log->nr_pages;
+    node->table = g_new0(uint32_t, node->nr_pages);
+    QTAILQ_INSERT_TAIL(&ds->nodes, node, next);
+    return node;
+}
+
 /* A failed save: pages that it wrote are in no table but the node's. */
 static void save_undo(DirtyStore *ds, ImageNode *node)
 {
@@ -569,12 +692,7 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
     if (!log_complete(ds)) {
         set_current(ds, NULL);
     }
-    node = g_new0(ImageNode, 1);
-    node->blocks = g_array_ref(snap->blocks);
-    node->nr_pages = ds->log->nr_pages;
-    node->table = g_new0(uint32_t, node->nr_pages);
-    QTAILQ_INSERT_TAIL(&ds->nodes, node, next);
-
+    node = node_new(ds, snap);
     ok = ds->current ? save_logged(ds, node, errp) : save_all(ds, node, errp);
     if (!ok || !file_grow(ds, errp)) {
         save_undo(ds, node);
@@ -591,6 +709,76 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
     container_of(snap, DirtySnapshot, parent)->node = node;
     ram_dirty_log_clear(ds->log, 0);
     set_current(ds, node);
+    return true;
+}
+
+/* Enter the pages that a file has of a block in a node's table. */
+static void add_file_block(DirtyStore *ds, ImageNode *node,
+                           const SavedBlock *b, Piece *piece)
+{
+    const size_t pages = b->length >> ds->page_bits;
+    const uint32_t to = b->offset >> ds->page_bits;
+    const uint32_t from = piece->first + (b->pos >> ds->page_bits);
+    size_t i = 0;
+
+    while ((i = find_next_bit(b->bitmap, pages, i)) < pages) {
+        node->table[to + i] = from + i;
+        *page_refs(ds, from + i) = 1;
+        piece->used++;
+        i++;
+    }
+}
+
+/* Returns: false with @errp set if the host lacks memory or addresses for it */
+static bool add_piece(DirtyStore *ds, ImageFile *file, Error **errp)
+{
+    const uint32_t align = qemu_real_host_page_size() >> ds->page_bits;
+    const uint64_t nr = DIV_ROUND_UP(file->end, 1 << ds->page_bits);
+    const uint64_t first = ROUND_UP((uint64_t)ds->nr_pages, MAX(align, 1));
+    Piece piece = { .file = g_rc_box_acquire(file), .first = first, .nr = nr };
+    const uint32_t nr_pages = ds->nr_pages;
+
+    if (first + nr > UINT32_MAX) {
+        error_setg(errp, "There are too many pages of RAM in images");
+        image_file_unref(file);
+        return false;
+    }
+    ds->nr_pages = first + nr;
+    g_array_set_size(ds->refs, ds->nr_pages);
+    g_array_append_val(ds->pieces, piece);
+    if (!(ds->mapped >= (size_t)ds->nr_pages << ds->page_bits ?
+          map_piece(ds, &piece, ds->pages, errp) : file_grow(ds, errp))) {
+        g_array_set_size(ds->pieces, ds->pieces->len - 1);
+        ds->nr_pages = nr_pages;
+        g_array_set_size(ds->refs, nr_pages);
+        image_file_unref(file);
+        return false;
+    }
+    g_ptr_array_add(ds->parent.files, file);
+    return true;
+}
+
+static bool dirty_open(RAMSnapshot *snap, Error **errp)
+{
+    DirtyStore *ds = dirty_store(snap->store);
+    ImageNode *node;
+    Piece *piece;
+
+    if (!log_start(ds, errp)) {
+        return false;
+    }
+    if (!add_piece(ds, snap->file, errp)) {
+        log_stop_if_unused(ds);
+        return false;
+    }
+    node = node_new(ds, snap);
+    node->file = g_rc_box_acquire(snap->file);
+    piece = piece_at(ds, ds->pieces->len - 1);
+    for (unsigned i = 0; i < snap->blocks->len; i++) {
+        add_file_block(ds, node, saved_block(snap, i), piece);
+    }
+    node->held = true;
+    container_of(snap, DirtySnapshot, parent)->node = node;
     return true;
 }
 
@@ -672,6 +860,75 @@ static uint64_t copy_logged(DirtyStore *ds, const ImageNode *node,
     return copied;
 }
 
+/* Map a block from the file.  Returns: false with the block as it was */
+static bool map_block(const ImageFile *file, const SavedBlock *b)
+{
+    void *mapping;
+
+    if (!file->mappable || !ram_block_can_lie_on(b)) {
+        return false;
+    }
+    mapping = ram_block_map(b, file->fd, b->pos, NULL);
+    if (mapping && !ram_block_move_mapping(b, mapping, NULL)) {
+        munmap(mapping, b->length);
+        return false;
+    }
+    return mapping;
+}
+
+/* RAM lies on @file, and no longer on what it lay on before. */
+static void set_lies_on(DirtyStore *ds, ImageFile *file)
+{
+    ImageFile *old = ds->lies_on;
+
+    ds->lies_on = file;
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        if (piece_at(ds, i)->file == old && old != file &&
+            !piece_at(ds, i)->used) {
+            drop_piece(ds, piece_at(ds, i));
+            return;
+        }
+    }
+}
+
+/*
+ * Make RAM what an image is, whatever it is now: map what can be mapped, and
+ * log what else differs.
+ */
+static void place(DirtyStore *ds, ImageNode *node)
+{
+    g_autofree bool *mapped = g_new0(bool, node->blocks->len);
+    CPUState *cpu;
+    unsigned i;
+
+    if (!node->file) {
+        log_all(ds, node);
+        return;
+    }
+    for (i = 0; i < node->blocks->len; i++) {
+        const SavedBlock *b = node_block(node, i);
+
+        mapped[i] = map_block(node->file, b);
+        /* Who draws what is in it has to look at it again. */
+        if (mapped[i] && memory_region_get_dirty_log_mask(b->rb->mr)) {
+            memory_region_set_dirty(b->rb->mr, 0, b->used_length);
+        }
+    }
+    set_lies_on(ds, node->file);
+    if (tcg_enabled()) {
+        CPU_FOREACH(cpu) {
+            tlb_flush(cpu);
+            tb_flush(cpu);
+        }
+    }
+    ram_dirty_log_clear(ds->log, 0);
+    for (i = 0; i < node->blocks->len; i++) {
+        if (!mapped[i]) {
+            log_differences(ds, node, node_block(node, i));
+        }
+    }
+}
+
 static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
     DirtyStore *ds = dirty_store(snap->store);
@@ -679,7 +936,7 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     unsigned logged, keep;
 
     if (!log_complete(ds) || !log_path(ds, node)) {
-        log_all(ds, node);
+        place(ds, node);
     }
     logged = ds->log->len;
     *pages = copy_logged(ds, node, &keep);
@@ -702,13 +959,23 @@ static void dirty_release(RAMSnapshot *snap)
     log_stop_if_unused(ds);
 }
 
+static const uint8_t *dirty_view(RAMSnapshot *snap, size_t *size, Error **errp)
+{
+    const DirtyStore *ds = dirty_store(snap->store);
+
+    *size = ds->mapped;
+    return map_view(ds, ds->mapped, errp);
+}
+
 static const uint8_t *dirty_page(const RAMSnapshot *snap, const SavedBlock *b,
-                                 ram_addr_t offset)
+                                 ram_addr_t offset, const uint8_t *view)
 {
     const DirtyStore *ds = container_of(snap->store, DirtyStore, parent);
     const ImageNode *node = container_of(snap, DirtySnapshot, parent)->node;
 
-    return image_page(ds, node->table, (b->offset + offset) >> ds->page_bits);
+    return (view ?: ds->pages) +
+        ((size_t)node->table[(b->offset + offset) >> ds->page_bits] <<
+         ds->page_bits);
 }
 
 const RAMSnapshotOps ram_snapshot_dirty_ops = {
@@ -718,8 +985,10 @@ const RAMSnapshotOps ram_snapshot_dirty_ops = {
     .store_init = dirty_store_init,
     .store_clear = dirty_store_clear,
     .save = dirty_save,
+    .open = dirty_open,
     .prepare = dirty_prepare,
     .restore = dirty_restore,
     .release = dirty_release,
+    .view = dirty_view,
     .page = dirty_page,
 };

@@ -18,8 +18,23 @@ typedef struct SavedBlock {
     uint8_t *host;
     ram_addr_t offset;
     ram_addr_t length;  /* in host pages; 0 if nobody can write to it */
-    off_t pos;          /* in an image that holds the blocks in a row */
+    off_t pos;          /* in the image: a row of blocks, or a file */
+    ram_addr_t used_length;     /* as QEMU has it */
+    bool migratable;    /* as QEMU has it: part of its migration stream */
+    unsigned long *bitmap;      /* of a file: by page, is it there? or NULL */
 } SavedBlock;
+
+/** ImageFile: a file, of another process perhaps, that an image is mapped from
+ *
+ * Counted by g_rc_box_acquire(), to be released by image_file_unref().
+ */
+typedef struct ImageFile {
+    int fd;
+    char *name;
+    struct stat st;             /* as it was when the image was opened */
+    off_t end;                  /* of its pages */
+    bool mappable;              /* a page that is not there reads as zeroes */
+} ImageFile;
 
 /** RAMSnapshotOps: a way of putting RAM back */
 typedef struct RAMSnapshotOps {
@@ -29,13 +44,20 @@ typedef struct RAMSnapshotOps {
     void (*store_init)(RAMSnapshotStore *store);
     void (*store_clear)(RAMSnapshotStore *store);
     bool (*save)(RAMSnapshot *snap, Error **errp);
+    /* Make an image of @snap->file.  It is the store's if this succeeds. */
+    bool (*open)(RAMSnapshot *snap, Error **errp);
     bool (*prepare)(RAMSnapshot *snap, Error **errp);   /* optional */
     void (*cancel)(RAMSnapshot *snap);                  /* optional */
     bool (*restore)(RAMSnapshot *snap, uint64_t *pages, Error **errp);
     void (*release)(RAMSnapshot *snap);
-    /* The image's copy of the target page at @offset of a block. */
+    /* A view of the image that stays where it is; NULL: fails with @errp set */
+    const uint8_t *(*view)(RAMSnapshot *snap, size_t *size, Error **errp);
+    /*
+     * The image's copy of the target page at @offset of a block, in @view or,
+     * if that is NULL, where it is at the moment.
+     */
     const uint8_t *(*page)(const RAMSnapshot *snap, const SavedBlock *b,
-                           ram_addr_t offset);
+                           ram_addr_t offset, const uint8_t *view);
 } RAMSnapshotOps;
 
 struct RAMSnapshotStore {
@@ -44,6 +66,7 @@ struct RAMSnapshotStore {
     char *path;                 /* NULL: anonymous memory */
     off_t size;                 /* of the file, unless another truncates it */
     Notifier exit;              /* removes @path */
+    GPtrArray *files;           /* of ImageFile: those that images lie in */
 };
 
 struct RAMSnapshot {
@@ -51,6 +74,7 @@ struct RAMSnapshot {
     unsigned refs;
     GArray *blocks;             /* of SavedBlock */
     uint64_t size;
+    ImageFile *file;            /* that it was opened from, or NULL */
 };
 
 extern const RAMSnapshotOps ram_snapshot_remap_ops;
@@ -71,6 +95,48 @@ bool ram_snapshot_grow(RAMSnapshotStore *store, off_t size, Error **errp);
  */
 bool ram_snapshot_pwrite(const RAMSnapshotStore *store, const uint8_t *buf,
                          size_t len, off_t pos, Error **errp);
+
+/** ram_snapshot_new: an image without blocks; holds off RAM discards */
+RAMSnapshot *ram_snapshot_new(RAMSnapshotStore *store, Error **errp);
+
+/** ram_snapshot_add_block: add a block as it is now, at the image's end */
+SavedBlock *ram_snapshot_add_block(RAMSnapshot *snap, RAMBlock *rb);
+
+/**
+ * ram_block_is_outside: is this block no part of what is saved?
+ *
+ * What is kept is no part of the machine, nor is a backend that nothing uses:
+ * it may be one that will be kept.
+ */
+bool ram_block_is_outside(const RAMBlock *rb);
+
+/** ram_block_name: its name in the stream, or if it has none its region's */
+const char *ram_block_name(const RAMBlock *rb);
+
+/**
+ * ram_block_can_lie_on: may a private mapping of a file replace this memory?
+ *
+ * Shared and preallocated memory must stay where others see it, and memory of
+ * certain NUMA nodes on them; a resizeable block reserves more than it uses,
+ * huge pages would have to be a hugetlbfs image's.  Nor is it worth it for a
+ * small block: a mapping costs a page fault for each page that is touched.
+ */
+bool ram_block_can_lie_on(const SavedBlock *b);
+
+/**
+ * ram_block_map: map part of a file, as memory of a block
+ *
+ * Returns: the mapping, to be moved over the block, or NULL with @errp set
+ */
+void *ram_block_map(const SavedBlock *b, int fd, off_t pos, Error **errp);
+
+/** ram_block_move_mapping: replace a block's memory; on failure it is as was */
+bool ram_block_move_mapping(const SavedBlock *b, void *mapping, Error **errp);
+
+/** image_file_is_as_opened: false with @errp set if somebody changed it */
+bool image_file_is_as_opened(const ImageFile *file, Error **errp);
+
+void image_file_unref(ImageFile *file);
 
 /**
  * ram_snapshot_has_other_writers: is this block written to past QEMU's memory

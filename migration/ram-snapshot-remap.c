@@ -11,36 +11,32 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bitops.h"
 #include "qemu/cutils.h"
-#include "qemu/madvise.h"
 #include "qemu/queue.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "exec/cputlb.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
+#include "exec/target_page.h"
 #include "exec/tb-flush.h"
-#include "hw/boards.h"
 #include "hw/core/cpu.h"
-#include "system/hostmem.h"
-#include "system/qtest.h"
 #include "system/tcg.h"
 #include "ram-snapshot-int.h"
+
+/* Of any target, in bytes */
+#define LARGEST_PAGE (64 * KiB)
 
 /* Granule in which zeroes become holes of the image. */
 #define IMAGE_CHUNK (64 * KiB)
 
-/*
- * A private mapping costs one page fault for each page touched after a
- * restore, and system calls.  Comparing and copying a small block is cheaper.
- */
-#define REMAP_MIN (256 * KiB)
-
 typedef struct RemapSnapshot {
     RAMSnapshot parent;         /* one of its refs is the store's @mapped */
-    off_t base;                 /* in the file */
+    off_t base;                 /* in the store's file */
     bool placed;
     uint8_t *image;             /* read-only view of the whole image */
+    size_t image_size;
     void **prepared;            /* by block: mapping to be moved over it */
     QTAILQ_ENTRY(RemapSnapshot) next;
 } RemapSnapshot;
@@ -79,27 +75,10 @@ static RemapStore *remap_store(RemapSnapshot *rs)
     return container_of(rs->parent.store, RemapStore, parent);
 }
 
-/* The backend that a block was made by, if it was one */
-static const HostMemoryBackend *block_backend(const SavedBlock *b)
+static bool block_can_remap(const RemapSnapshot *rs, const SavedBlock *b)
 {
-    Object *owner = memory_region_owner(b->rb->mr);
-
-    return (HostMemoryBackend *)object_dynamic_cast(owner, TYPE_MEMORY_BACKEND);
-}
-
-/*
- * Shared and preallocated memory must stay where others see it, and memory of
- * certain NUMA nodes on them; a resizeable block reserves more than it uses,
- * huge pages would have to be a hugetlbfs image's.
- */
-static bool block_can_remap(const SavedBlock *b)
-{
-    const HostMemoryBackend *backend = block_backend(b);
-
-    return (!backend || backend->policy == HOST_MEM_POLICY_DEFAULT) &&
-        !(b->rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_RESIZEABLE)) &&
-        b->rb->page_size == qemu_real_host_page_size() &&
-        b->length >= REMAP_MIN;
+    return (!rs->parent.file || rs->parent.file->mappable) &&
+        ram_block_can_lie_on(b);
 }
 
 static bool image_write_block(const RemapSnapshot *rs, const SavedBlock *b,
@@ -144,6 +123,21 @@ static bool image_punch(const RemapSnapshot *rs)
                       FALLOC_FL_KEEP_SIZE, rs->base, rs->parent.size);
 }
 
+static bool image_view(RemapSnapshot *rs, int fd, off_t pos, size_t size,
+                       Error **errp)
+{
+    void *image = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, pos);
+
+    if (image == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Mapping the RAM image failed");
+        return false;
+    }
+    rs->image = image;
+    rs->image_size = size;
+    rs->prepared = g_new0(void *, rs->parent.blocks->len);
+    return true;
+}
+
 static bool remap_save(RAMSnapshot *snap, Error **errp)
 {
     RemapSnapshot *rs = remap(snap);
@@ -170,61 +164,32 @@ static bool remap_save(RAMSnapshot *snap, Error **errp)
         }
     }
 
-    rs->image = mmap(NULL, snap->size, PROT_READ, MAP_SHARED, fd, rs->base);
-    if (rs->image == MAP_FAILED) {
-        rs->image = NULL;
-        error_setg_errno(errp, errno, "Mapping the RAM image failed");
-        return false;
-    }
-    rs->prepared = g_new0(void *, snap->blocks->len);
-    return true;
+    return image_view(rs, fd, rs->base, snap->size, errp);
 }
 
-/* As those who made the block did for the mapping that this one replaces */
-static void block_advise(const SavedBlock *b, void *p)
+static bool remap_open(RAMSnapshot *snap, Error **errp)
 {
-    const HostMemoryBackend *backend = block_backend(b);
-
-    if (!machine_dump_guest_core(current_machine) ||
-        (backend && !backend->dump)) {
-        qemu_madvise(p, b->length, QEMU_MADV_DONTDUMP);
+    if (!image_view(remap(snap), snap->file->fd, 0, snap->file->end, errp)) {
+        return false;
     }
-    if (backend ? backend->merge : machine_mem_merge(current_machine)) {
-        qemu_madvise(p, b->length, QEMU_MADV_MERGEABLE);
-    }
-    if (!qtest_enabled()) {
-        qemu_madvise(p, b->length, QEMU_MADV_DONTFORK);
-    }
+    g_ptr_array_add(snap->store->files, snap->file);
+    return true;
 }
 
 static bool block_map(RemapSnapshot *rs, unsigned i, Error **errp)
 {
     const SavedBlock *b = saved_block(&rs->parent, i);
-    int flags = b->rb->flags & RAM_NORESERVE ? MAP_NORESERVE : 0;
-    void *p = mmap(NULL, b->length, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | flags, rs->parent.store->fd,
-                   rs->base + b->pos);
+    const ImageFile *file = rs->parent.file;
 
-    if (p == MAP_FAILED) {
-        error_setg_errno(errp, errno, "Mapping %" PRIu64 " bytes of the RAM "
-                         "image for '%s' failed", (uint64_t)b->length,
-                         b->idstr);
-        return false;
-    }
-    block_advise(b, p);
-    rs->prepared[i] = p;
-    return true;
+    rs->prepared[i] = ram_block_map(b, file ? file->fd : rs->parent.store->fd,
+                                    rs->base + b->pos, errp);
+    return rs->prepared[i];
 }
 
 static bool block_move_mapping(RemapSnapshot *rs, unsigned i, Error **errp)
 {
-    const SavedBlock *b = saved_block(&rs->parent, i);
-    void *p = mremap(rs->prepared[i], b->length, b->length,
-                     MREMAP_MAYMOVE | MREMAP_FIXED, b->host);
-
-    if (p == MAP_FAILED) {
-        error_setg_errno(errp, errno, "Moving the RAM image over '%s' failed",
-                         b->idstr);
+    if (!ram_block_move_mapping(saved_block(&rs->parent, i), rs->prepared[i],
+                                errp)) {
         return false;
     }
     rs->prepared[i] = NULL;
@@ -254,7 +219,7 @@ static bool remap_prepare(RAMSnapshot *snap, Error **errp)
         return true;
     }
     for (i = 0; i < snap->blocks->len; i++) {
-        if (block_can_remap(saved_block(snap, i)) &&
+        if (block_can_remap(rs, saved_block(snap, i)) &&
             !block_map(rs, i, errp)) {
             remap_cancel(snap);
             return false;
@@ -263,16 +228,29 @@ static bool remap_prepare(RAMSnapshot *snap, Error **errp)
     return true;
 }
 
+static const uint8_t *remap_page(const RAMSnapshot *snap, const SavedBlock *b,
+                                 ram_addr_t offset, const uint8_t *view)
+{
+    static const uint8_t zeroes[LARGEST_PAGE];
+
+    if (b->bitmap && !test_bit(offset >> qemu_target_page_bits(), b->bitmap)) {
+        return zeroes;
+    }
+    view = view ?: container_of(snap, RemapSnapshot, parent)->image;
+    return view + b->pos + offset;
+}
+
 /* Pages that did not change are only read, so that they stay shared. */
 static void block_copy(const RemapSnapshot *rs, const SavedBlock *b)
 {
-    const size_t page = qemu_real_host_page_size();
-    const uint8_t *from = rs->image + b->pos;
+    const size_t size = qemu_target_page_size();
     ram_addr_t off;
 
-    for (off = 0; off < b->length; off += page) {
-        if (memcmp(b->host + off, from + off, page)) {
-            memcpy(b->host + off, from + off, page);
+    for (off = 0; off < b->length; off += size) {
+        const uint8_t *page = remap_page(&rs->parent, b, off, NULL);
+
+        if (memcmp(b->host + off, page, size)) {
+            memcpy(b->host + off, page, size);
         }
     }
 }
@@ -281,7 +259,7 @@ static bool block_restore(RemapSnapshot *rs, unsigned i, Error **errp)
 {
     const SavedBlock *b = saved_block(&rs->parent, i);
 
-    if (!block_can_remap(b)) {
+    if (!block_can_remap(rs, b)) {
         block_copy(rs, b);
     } else if (rs->prepared[i]) {
         return block_move_mapping(rs, i, errp);
@@ -338,8 +316,9 @@ static void remap_release(RAMSnapshot *snap)
     RemapSnapshot *rs = remap(snap);
 
     if (rs->image) {
-        munmap(rs->image, snap->size);
+        munmap(rs->image, rs->image_size);
     }
+    g_ptr_array_remove(snap->store->files, snap->file);
     if (rs->placed) {
         image_punch(rs);
         QTAILQ_REMOVE(&remap_store(rs)->images, rs, next);
@@ -347,10 +326,10 @@ static void remap_release(RAMSnapshot *snap)
     g_free(rs->prepared);
 }
 
-static const uint8_t *remap_page(const RAMSnapshot *snap, const SavedBlock *b,
-                                 ram_addr_t offset)
+static const uint8_t *remap_view(RAMSnapshot *snap, size_t *size, Error **errp)
 {
-    return container_of(snap, RemapSnapshot, parent)->image + b->pos + offset;
+    *size = 0;
+    return remap(snap)->image;
 }
 
 const RAMSnapshotOps ram_snapshot_remap_ops = {
@@ -360,9 +339,11 @@ const RAMSnapshotOps ram_snapshot_remap_ops = {
     .store_init = remap_store_init,
     .store_clear = remap_store_clear,
     .save = remap_save,
+    .open = remap_open,
     .prepare = remap_prepare,
     .cancel = remap_cancel,
     .restore = remap_restore,
     .release = remap_release,
+    .view = remap_view,
     .page = remap_page,
 };

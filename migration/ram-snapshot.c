@@ -8,13 +8,16 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/madvise.h"
 #include "qemu/memfd.h"
 #include "qemu/rcu.h"
+#include "qemu/units.h"
 #include "qapi/error.h"
 #include "exec/memory.h"
 #include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
+#include "hw/boards.h"
 #include "hw/virtio/vhost.h"
 #include "hw/xen/xen.h"
 #include "system/hostmem.h"
@@ -23,6 +26,12 @@
 #include "system/system.h"
 #include "system/tcg.h"
 #include "ram-snapshot-int.h"
+
+/*
+ * A private mapping costs one page fault for each page touched after a
+ * restore, and system calls.  Comparing and copying a small block is cheaper.
+ */
+#define MAP_MIN (256 * KiB)
 
 /* Kernel vhost and vhost-user write to RAM in their own time, unseen. */
 static bool has_vhost(void)
@@ -106,6 +115,7 @@ RAMSnapshotStore *ram_snapshot_store_new(SnapshotDeviceRam mode,
     store = g_malloc0(ops->store_size);
     store->ops = ops;
     store->fd = fd;
+    store->files = g_ptr_array_new();
     if (path) {
         store->path = g_strdup(path);
         store->exit.notify = remove_file;
@@ -126,6 +136,7 @@ void ram_snapshot_store_free(RAMSnapshotStore *store)
         unlink(store->path);
     }
     close(store->fd);
+    g_ptr_array_unref(store->files);
     g_free(store->path);
     g_free(store);
 }
@@ -149,6 +160,12 @@ static bool store_is_truncated(const RAMSnapshotStore *store, Error **errp)
 {
     struct stat st;
 
+    for (unsigned i = 0; i < store->files->len; i++) {
+        if (!image_file_is_as_opened(g_ptr_array_index(store->files, i),
+                                     errp)) {
+            return true;
+        }
+    }
     if (!store->path || (!fstat(store->fd, &st) && st.st_size >= store->size)) {
         return false;
     }
@@ -164,16 +181,12 @@ SnapshotDeviceRam ram_snapshot_store_mode(const RAMSnapshotStore *store)
 }
 
 /* A backend that no device uses has no name of its own. */
-static const char *block_name(const RAMBlock *rb)
+const char *ram_block_name(const RAMBlock *rb)
 {
     return *rb->idstr ? rb->idstr : memory_region_name(rb->mr);
 }
 
-/*
- * What is kept is no part of the machine, nor is a backend that nothing uses:
- * it may be one that will be kept.
- */
-static bool block_is_outside(const RAMBlock *rb)
+bool ram_block_is_outside(const RAMBlock *rb)
 {
     return rb->flags & RAM_KEPT ||
         (!(rb->flags & RAM_MIGRATABLE) && !memory_region_is_mapped(rb->mr) &&
@@ -182,7 +195,7 @@ static bool block_is_outside(const RAMBlock *rb)
 
 static const char *block_refusal(const RAMBlock *rb)
 {
-    if (block_is_outside(rb)) {
+    if (ram_block_is_outside(rb)) {
         return NULL;
     }
     if (memory_region_is_ram_device(rb->mr)) {
@@ -220,7 +233,7 @@ bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp)
 
         if (reason) {
             error_setg(errp, "RAM block '%s' cannot be put back: %s",
-                       block_name(rb), reason);
+                       ram_block_name(rb), reason);
             return true;
         }
     }
@@ -230,6 +243,68 @@ bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp)
 bool ram_snapshot_has_other_writers(const RAMBlock *rb)
 {
     return (rb->flags & (RAM_SHARED | RAM_PREALLOC)) || rb->mr->rom_device;
+}
+
+/* The backend that a block was made by, if it was one */
+static const HostMemoryBackend *block_backend(const SavedBlock *b)
+{
+    Object *owner = memory_region_owner(b->rb->mr);
+
+    return (HostMemoryBackend *)object_dynamic_cast(owner, TYPE_MEMORY_BACKEND);
+}
+
+bool ram_block_can_lie_on(const SavedBlock *b)
+{
+    const HostMemoryBackend *backend = block_backend(b);
+
+    return (!backend || backend->policy == HOST_MEM_POLICY_DEFAULT) &&
+        !(b->rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_RESIZEABLE)) &&
+        b->rb->page_size == qemu_real_host_page_size() &&
+        b->length >= MAP_MIN;
+}
+
+/* As those who made the block did for the mapping that this one replaces */
+static void block_advise(const SavedBlock *b, void *p)
+{
+    const HostMemoryBackend *backend = block_backend(b);
+
+    if (!machine_dump_guest_core(current_machine) ||
+        (backend && !backend->dump)) {
+        qemu_madvise(p, b->length, QEMU_MADV_DONTDUMP);
+    }
+    if (backend ? backend->merge : machine_mem_merge(current_machine)) {
+        qemu_madvise(p, b->length, QEMU_MADV_MERGEABLE);
+    }
+    if (!qtest_enabled()) {
+        qemu_madvise(p, b->length, QEMU_MADV_DONTFORK);
+    }
+}
+
+void *ram_block_map(const SavedBlock *b, int fd, off_t pos, Error **errp)
+{
+    int flags = b->rb->flags & RAM_NORESERVE ? MAP_NORESERVE : 0;
+    void *p = mmap(NULL, b->length, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | flags, fd, pos);
+
+    if (p == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Mapping %" PRIu64 " bytes of the RAM "
+                         "image for '%s' failed", (uint64_t)b->length,
+                         b->idstr);
+        return NULL;
+    }
+    block_advise(b, p);
+    return p;
+}
+
+bool ram_block_move_mapping(const SavedBlock *b, void *mapping, Error **errp)
+{
+    if (mremap(mapping, b->length, b->length, MREMAP_MAYMOVE | MREMAP_FIXED,
+               b->host) == MAP_FAILED) {
+        error_setg_errno(errp, errno, "Moving the RAM image over '%s' failed",
+                         b->idstr);
+        return false;
+    }
+    return true;
 }
 
 static ram_addr_t block_length(const RAMBlock *rb)
@@ -262,40 +337,56 @@ bool ram_snapshot_pwrite(const RAMSnapshotStore *store, const uint8_t *buf,
 static void saved_block_clear(void *block)
 {
     g_free(((SavedBlock *)block)->idstr);
+    g_free(((SavedBlock *)block)->bitmap);
 }
 
-RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
+RAMSnapshot *ram_snapshot_new(RAMSnapshotStore *store, Error **errp)
 {
-    g_autoptr(RAMSnapshot) snap = NULL;
-    RAMBlock *rb;
+    RAMSnapshot *snap;
 
     if (ram_block_discard_disable(true)) {
         error_setg(errp, "RAM is being discarded");
         return NULL;
     }
-
     snap = g_malloc0(store->ops->snapshot_size);
     snap->store = store;
     snap->refs = 1;
     snap->blocks = g_array_new(false, true, sizeof(SavedBlock));
     g_array_set_clear_func(snap->blocks, saved_block_clear);
+    return snap;
+}
 
+SavedBlock *ram_snapshot_add_block(RAMSnapshot *snap, RAMBlock *rb)
+{
+    SavedBlock b = {
+        .rb = rb,
+        .idstr = g_strdup(ram_block_name(rb)),
+        .host = rb->host,
+        .offset = rb->offset,
+        .length = block_length(rb),
+        .pos = snap->size,
+        .used_length = rb->used_length,
+        .migratable = rb->flags & RAM_MIGRATABLE,
+    };
+
+    g_array_append_val(snap->blocks, b);
+    snap->size += b.length;
+    return saved_block(snap, snap->blocks->len - 1);
+}
+
+RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
+{
+    g_autoptr(RAMSnapshot) snap = ram_snapshot_new(store, errp);
+    RAMBlock *rb;
+
+    if (!snap) {
+        return NULL;
+    }
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(rb) {
-        SavedBlock b = {
-            .rb = rb,
-            .idstr = g_strdup(block_name(rb)),
-            .host = rb->host,
-            .offset = rb->offset,
-            .length = block_length(rb),
-            .pos = snap->size,
-        };
-
-        if (block_is_outside(rb)) {
-            continue;
+        if (!ram_block_is_outside(rb)) {
+            ram_snapshot_add_block(snap, rb);
         }
-        g_array_append_val(snap->blocks, b);
-        snap->size += b.length;
     }
     return store->ops->save(snap, errp) ? g_steal_pointer(&snap) : NULL;
 }
@@ -303,7 +394,7 @@ RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp)
 static bool is_saved_block(const SavedBlock *b, const RAMBlock *rb)
 {
     return b->rb == rb && b->host == rb->host && b->offset == rb->offset &&
-        !strcmp(b->idstr, block_name(rb));
+        !strcmp(b->idstr, ram_block_name(rb));
 }
 
 /* @b may be of a block that is no more: it is only compared. */
@@ -331,7 +422,7 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
     RAMBLOCK_FOREACH(rb) {
         const SavedBlock *b = saved_block(snap, i);
 
-        if (block_is_outside(rb)) {
+        if (ram_block_is_outside(rb)) {
             continue;
         }
         if (i < snap->blocks->len && !is_saved_block(b, rb) &&
@@ -340,12 +431,12 @@ bool ram_snapshot_matches(const RAMSnapshot *snap, Error **errp)
         }
         if (i == snap->blocks->len || !is_saved_block(b, rb)) {
             error_setg(errp, "RAM block '%s' was plugged after the save",
-                       block_name(rb));
+                       ram_block_name(rb));
             return false;
         }
         if (b->length != block_length(rb)) {
             error_setg(errp, "RAM block '%s' was resized after the save",
-                       block_name(rb));
+                       ram_block_name(rb));
             return false;
         }
         i++;
@@ -388,7 +479,8 @@ void ram_snapshot_verify(const RAMSnapshot *snap, RAMDifferenceFn *fn,
 
         for (off = 0; off < b->length; off += size) {
             const uint8_t *found = b->host + off;
-            const uint8_t *saved = snap->store->ops->page(snap, b, off);
+            const uint8_t *saved = snap->store->ops->page(snap, b, off,
+                                                           NULL);
 
             if (memcmp(found, saved, size)) {
                 fn(b->idstr, off, saved, found, opaque);
@@ -409,6 +501,7 @@ void ram_snapshot_free(RAMSnapshot *snap)
     }
     snap->store->ops->release(snap);
     g_array_unref(snap->blocks);
+    image_file_unref(snap->file);
     g_free(snap);
     ram_block_discard_disable(false);
 }

@@ -55,6 +55,71 @@ bool ram_snapshot_blocked(const RAMSnapshotStore *store, Error **errp);
 RAMSnapshot *ram_snapshot_save(RAMSnapshotStore *store, Error **errp);
 
 /**
+ * RAMSnapshotFileBlock: where a file has the pages of a RAM block
+ */
+typedef struct RAMSnapshotFileBlock {
+    char *idstr;
+    bool migratable;
+    uint64_t length;            /* in bytes */
+    uint64_t pages;             /* where the page at offset 0 is, or would be */
+    unsigned long *bitmap;      /* by target page: is it there, or all zero? */
+} RAMSnapshotFileBlock;
+
+/**
+ * ram_snapshot_open: make an image of a file that has one
+ * @fd: of it, open for reading; it is duplicated
+ * @name: of the file, for messages
+ * @blocks: of RAMSnapshotFileBlock; the bitmaps go to the image if it succeeds
+ * @holes: is it known that what is not there reads as zeroes?
+ *
+ * Nothing is read but, without @holes, what might not be zero.  The file is
+ * mapped, and so is RAM when the image is restored: it takes memory for the
+ * pages that the guest writes to, all others are shared with who maps the same
+ * file.  Where RAM has to stay where it is, as with huge pages, pages are read
+ * and copied; a warning tells of that.
+ *
+ * Whoever changes the file changes the image; that is noticed before the next
+ * restore, which fails.
+ *
+ * Returns: the image, or NULL with @errp set to what the file has and the
+ * machine has not, or the other way round
+ */
+RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, int fd,
+                               const char *name, GArray *blocks, bool holes,
+                               Error **errp);
+
+/**
+ * RAMSnapshotView: an image to be read in any thread, while the machine runs
+ *
+ * The image is kept until ram_snapshot_view_free(), whoever frees it.
+ */
+typedef struct RAMSnapshotView RAMSnapshotView;
+
+/** ram_snapshot_view_new: returns NULL with @errp set if memory is lacking */
+RAMSnapshotView *ram_snapshot_view_new(RAMSnapshot *snap, Error **errp);
+
+void ram_snapshot_view_free(RAMSnapshotView *view);
+
+/**
+ * ram_snapshot_view_block: what is known of the i-th block
+ * @b: set but for where the file has it; its strings are the image's
+ *
+ * Returns: false if there are not as many
+ */
+bool ram_snapshot_view_block(const RAMSnapshotView *view, unsigned i,
+                             RAMSnapshotFileBlock *b);
+
+/**
+ * ram_snapshot_view_page: a target page of the image, or NULL if it is all zero
+ * @i: the block
+ * @offset: of the page in the block
+ *
+ * Of all functions here, this one may be called in any thread, with no lock.
+ */
+const uint8_t *ram_snapshot_view_page(const RAMSnapshotView *view, unsigned i,
+                                      ram_addr_t offset);
+
+/**
  * ram_snapshot_matches: is RAM still made of the blocks that were saved?
  * @errp: set to the first block that came, went or changed its size; or the
  *        image is lost, for its file was truncated by another process
@@ -103,6 +168,9 @@ typedef void RAMDifferenceFn(const char *block, ram_addr_t offset,
  */
 void ram_snapshot_verify(const RAMSnapshot *snap, RAMDifferenceFn *fn,
                          void *opaque);
+
+/** ram_snapshot_opened: is it an image that ram_snapshot_open() made? */
+bool ram_snapshot_opened(const RAMSnapshot *snap);
 
 /** ram_snapshot_size: bytes of RAM in the image, zeroes counted too */
 uint64_t ram_snapshot_size(const RAMSnapshot *snap);

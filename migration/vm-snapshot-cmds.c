@@ -69,6 +69,28 @@ void qmp_x_snapshot_device_commit(const char *job_id, bool has_slot,
     }
 }
 
+void qmp_x_snapshot_device_export(const char *job_id, uint32_t slot,
+                                  const char *file, bool has_speed,
+                                  uint64_t speed, Error **errp)
+{
+    VMSnapshot *s = find_engine(errp);
+
+    if (s) {
+        vm_snapshot_export(s, job_id, JOB_MANUAL_DISMISS, slot, file,
+                           has_speed ? speed : 0, errp);
+    }
+}
+
+void qmp_x_snapshot_device_import(uint32_t slot, const char *file,
+                                  bool has_check, bool check, Error **errp)
+{
+    VMSnapshot *s = find_engine(errp);
+
+    if (s) {
+        vm_snapshot_import(s, slot, file, has_check && check, errp);
+    }
+}
+
 static int compare_times(const void *a, const void *b)
 {
     uint64_t ta = *(const uint64_t *)a, tb = *(const uint64_t *)b;
@@ -190,6 +212,36 @@ void hmp_x_snapshot_device_commit(Monitor *mon, const QDict *qdict)
     }
     if (job) {
         finish_job(job, &err);
+    }
+    hmp_handle_error(mon, err);
+}
+
+void hmp_x_snapshot_device_export(Monitor *mon, const QDict *qdict)
+{
+    Error *err = NULL;
+    VMSnapshot *s = find_engine(&err);
+    Job *job = NULL;
+    uint32_t slot;
+
+    if (s && hmp_slot(qdict, &slot, &err)) {
+        job = vm_snapshot_export(s, "x-snapshot-device-export", JOB_DEFAULT,
+                                 slot, qdict_get_str(qdict, "file"), 0, &err);
+    }
+    if (job) {
+        finish_job(job, &err);
+    }
+    hmp_handle_error(mon, err);
+}
+
+void hmp_x_snapshot_device_import(Monitor *mon, const QDict *qdict)
+{
+    Error *err = NULL;
+    uint32_t slot;
+
+    if (hmp_slot(qdict, &slot, &err)) {
+        qmp_x_snapshot_device_import(slot, qdict_get_str(qdict, "file"), true,
+                                     qdict_get_try_bool(qdict, "check", false),
+                                     &err);
     }
     hmp_handle_error(mon, err);
 }

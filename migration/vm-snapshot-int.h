@@ -55,10 +55,12 @@ struct VMSnapshot {
     unsigned slot;
     int64_t since;
     CPUState *requester;
+    bool visiting;              /* see vm_snapshot_visit() */
     bool parked;                /* no vCPU runs, the guest's clocks stand */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
 
+    char *load;                 /* file to start from, or NULL */
     char *overlay_dir;          /* or NULL: the overlay's default */
     Notifier machine_done;      /* to tell of disks */
     Error *migration_blocker;   /* once disks are in memory */
@@ -101,6 +103,36 @@ void vm_snapshot_clear_slot(VMSnapshotSlot *slot);
 /** vm_snapshot_verify_slot: as vm_snapshot_verify() */
 SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned slot,
                                                   Error **errp);
+
+typedef bool VMSnapshotFillFunc(VMSnapshot *s, VMSnapshotSlot *slot,
+                                void *opaque, Error **errp);
+
+/**
+ * vm_snapshot_fill: put into a slot what was not saved by this machine
+ * @func: sets @slot->ram, @slot->devices and @slot->suspended; if it returns
+ *        false, what it did set is freed
+ *
+ * Disks, and the devices that there are, are taken to be those of now.
+ *
+ * Returns: false with @errp set, and the slot as it was
+ */
+bool vm_snapshot_fill(VMSnapshot *s, unsigned slot, VMSnapshotFillFunc *func,
+                      void *opaque, Error **errp);
+
+typedef bool VMSnapshotVisitFunc(void *opaque, Error **errp);
+
+/**
+ * vm_snapshot_visit: make the machine for a moment what is in a slot
+ * @func: called then; its @errp is this one's
+ *
+ * For what a device tells of itself only while it is in that state.  Neither
+ * the guest nor the host notices, but for the time that a save and two
+ * restores take.
+ *
+ * Returns: false with @errp set if @func does, or the slot cannot be loaded
+ */
+bool vm_snapshot_visit(VMSnapshot *s, unsigned slot, VMSnapshotVisitFunc *func,
+                       void *opaque, Error **errp);
 
 /**
  * vm_snapshot_restore_on_vcpu: restore in place, on a vCPU's thread
@@ -171,6 +203,33 @@ typedef void VMSnapshotCommitDone(VMSnapshot *s);
 struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
                                      int flags, int slot,
                                      VMSnapshotCommitDone *done, Error **errp);
+
+/* vm-snapshot-export.c: write a slot to a file */
+
+/** vm_snapshot_export_start: as vm_snapshot_export(), of a slot that is there */
+struct Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id,
+                                     int flags, unsigned slot,
+                                     const char *file, uint64_t speed,
+                                     Error **errp);
+
+/* vm-snapshot-import.c: make a slot of a file */
+
+/** vm_snapshot_open: as vm_snapshot_import() */
+bool vm_snapshot_open(VMSnapshot *s, unsigned slot, const char *file,
+                      bool check, Error **errp);
+
+/* vm-snapshot-fingerprint.c: what a machine is made of */
+
+/** vm_snapshot_fingerprint_init: called once, before the guest runs */
+void vm_snapshot_fingerprint_init(void);
+
+/**
+ * vm_snapshot_fingerprint: what a file can only be loaded into
+ *
+ * Returns: lines that name devices and what they are made of, in an order that
+ * is the same in a machine made alike; the caller owns the list
+ */
+strList *vm_snapshot_fingerprint(void);
 
 /*
  * vm-snapshot-disks.c: let disks go back.  With disks=keep and disks=refuse,

@@ -327,6 +327,56 @@ Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
     return job;
 }
 
+Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
+                        unsigned slot, const char *file, uint64_t speed,
+                        Error **errp)
+{
+    Job *job;
+
+    if (!vm_snapshot_end_request(s, errp) ||
+        vm_snapshot_refused(s, VM_SNAPSHOT_RESTORE, slot, errp)) {
+        return NULL;
+    }
+    vm_snapshot_set_state(s, REQUEST_RUNNING);
+    job = vm_snapshot_export_start(s, job_id, flags, slot, file, speed, errp);
+    vm_snapshot_set_state(s, REQUEST_IDLE);
+    return job;
+}
+
+bool vm_snapshot_import(VMSnapshot *s, unsigned slot, const char *file,
+                        bool check, Error **errp)
+{
+    bool ok;
+
+    if (!vm_snapshot_end_request(s, errp) ||
+        vm_snapshot_refused(s, VM_SNAPSHOT_SAVE, slot, errp)) {
+        return false;
+    }
+    vm_snapshot_set_state(s, REQUEST_RUNNING);
+    ok = vm_snapshot_open(s, slot, file, check, errp);
+    vm_snapshot_set_state(s, REQUEST_IDLE);
+    return ok;
+}
+
+bool vm_snapshot_load_at_start(Error **errp)
+{
+    VMSnapshot *s = vm_snapshot_engine();
+    ERRP_GUARD();
+
+    if (s) {
+        vm_snapshot_fingerprint_init();
+    }
+    if (!s || !s->load) {
+        return true;
+    }
+    if (!vm_snapshot_import(s, s->config.load_slot, s->load, false, errp) ||
+        vm_snapshot_run(s, VM_SNAPSHOT_RESTORE, s->config.load_slot, errp)) {
+        error_prepend(errp, "-device snapshot,load=%s: ", s->load);
+        return false;
+    }
+    return true;
+}
+
 bool vm_snapshot_block_migration(VMSnapshot *s, Error *reason, Error **errp)
 {
     s->run_blocker = reason;
@@ -341,6 +391,11 @@ void vm_snapshot_unblock_migration(VMSnapshot *s)
 bool vm_snapshot_in_progress(const VMSnapshot *s)
 {
     return s->state == REQUEST_RUNNING;
+}
+
+bool vm_snapshot_for_others(const VMSnapshot *s)
+{
+    return s->visiting && !qemu_device_state_in_memory();
 }
 
 OBJECT_DEFINE_SIMPLE_TYPE(VMSnapshot, vm_snapshot, VM_SNAPSHOT, OBJECT)
@@ -389,8 +444,11 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     s->config = *config;
     s->config.file = NULL;
     s->config.overlay_dir = NULL;
+    s->config.load = NULL;
+    s->load = g_strdup(config->load);
     s->overlay_dir = g_strdup(config->overlay_dir);
-    s->slots = g_new0(VMSnapshotSlot, config->slots);
+    /* One more, for vm_snapshot_visit() */
+    s->slots = g_new0(VMSnapshotSlot, config->slots + 1);
     the_engine = s;
     object_property_add_child(parent, "engine", OBJECT(s));
     object_unref(OBJECT(s));
@@ -429,6 +487,7 @@ static void vm_snapshot_finalize(Object *obj)
     ram_snapshot_store_free(s->store);
     vm_snapshot_unblock_migration(s);
     vm_snapshot_disks_finalize(s);
+    g_free(s->load);
     g_free(s->last_refusal);
     g_free(s->reset_reason);
     qapi_free_SnapshotDeviceMismatches(s->mismatches);

@@ -109,13 +109,29 @@ static bool vm_snapshot_may_load_in_place(const VMSnapshot *s)
         !s->config.new_generation;
 }
 
+/* All that a slot holds beside RAM and devices; what was in it is freed. */
+static void vm_snapshot_set_slot(VMSnapshot *s, unsigned n,
+                                 const VMSnapshotSlot *images)
+{
+    VMSnapshotSlot *slot = &s->slots[n];
+    bool several;
+
+    vm_snapshot_clear_slot(slot);
+    *slot = *images;
+    slot->plugs = plug_mark_new();
+    slot->disks = vm_snapshot_disks_save(s);
+    slot->way = vm_snapshot_may_load_in_place(s) ? DEVICE_STATE_IN_PLACE
+                                                 : DEVICE_STATE_RESET_MACHINE;
+    slot->virtio = object_resolve_path_type("", TYPE_VIRTIO_DEVICE, &several) ||
+        several;
+}
+
 static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
 {
     g_autoptr(RAMSnapshot) ram = NULL;
     g_autoptr(DeviceStateImage) devices = NULL;
     int64_t t_devices = get_clock(), t_ram;
-    VMSnapshotSlot *slot = &s->slots[n];
-    bool several;
+    VMSnapshotSlot images = { };
 
     if (vm_snapshot_cannot_save(s, errp) ||
         vm_snapshot_disks_refused(s, errp)) {
@@ -133,18 +149,10 @@ static int vm_snapshot_save_quiesced(VMSnapshot *s, unsigned n, Error **errp)
     trace_vm_snapshot_save(n, ram_snapshot_size(ram),
                            qemu_device_state_size(devices),
                            t_ram - t_devices, get_clock() - t_ram);
-    vm_snapshot_clear_slot(slot);
-    slot->ram = g_steal_pointer(&ram);
-    slot->devices = g_steal_pointer(&devices);
-    slot->plugs = plug_mark_new();
-    slot->disks = vm_snapshot_disks_save(s);
-    slot->suspended = vm_get_suspended();
-    slot->way = vm_snapshot_may_load_in_place(s) ? DEVICE_STATE_IN_PLACE
-                                                 : DEVICE_STATE_RESET_MACHINE;
-    slot->virtio = object_resolve_path_type("", TYPE_VIRTIO_DEVICE, &several) ||
-        several;
-    vm_snapshot_warn_unsaved(s);
-    s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, n, 0);
+    images.ram = g_steal_pointer(&ram);
+    images.devices = g_steal_pointer(&devices);
+    images.suspended = vm_get_suspended();
+    vm_snapshot_set_slot(s, n, &images);
     return 0;
 }
 
@@ -163,8 +171,36 @@ int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
     if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp)) {
         ret = vm_snapshot_save_quiesced(s, n, errp);
     }
+    if (!ret) {
+        vm_snapshot_warn_unsaved(s);
+        s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, n, 0);
+    }
     vm_snapshot_resume(was);
     return ret;
+}
+
+bool vm_snapshot_fill(VMSnapshot *s, unsigned n, VMSnapshotFillFunc *func,
+                      void *opaque, Error **errp)
+{
+    VMSnapshotSlot images = { };
+    RunState was;
+    bool ok = false;
+
+    if (vm_snapshot_cannot_save(s, errp) ||
+        !vm_snapshot_disks_prepare(s, errp)) {
+        return false;
+    }
+    if (vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp)) {
+        ok = !vm_snapshot_disks_refused(s, errp) &&
+            func(s, &images, opaque, errp);
+    }
+    if (ok) {
+        vm_snapshot_set_slot(s, n, &images);
+    } else {
+        vm_snapshot_clear_slot(&images);
+    }
+    vm_snapshot_resume(was);
+    return ok;
 }
 
 /* A restore is over; when its parts began is by get_clock(). */
@@ -220,6 +256,27 @@ static bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp)
 }
 
 /*
+ * What came from a file was loaded for the first time: from now on it is this
+ * machine that is put back, with what follows the host as it is here.
+ */
+static bool vm_snapshot_opened(VMSnapshot *s, VMSnapshotSlot *slot,
+                               Error **errp)
+{
+    DeviceStateImage *devices;
+
+    if (!qemu_device_state_opened(slot->devices)) {
+        return true;
+    }
+    devices = qemu_device_state_save(errp);
+    if (!devices) {
+        return false;
+    }
+    qemu_device_state_free(slot->devices);
+    slot->devices = devices;
+    return true;
+}
+
+/*
  * Put RAM, disks, CPUs and devices back, after a reset of what slot->way says.
  *
  * What devices derive from RAM and disks they derive from them as they were
@@ -254,14 +311,12 @@ static bool vm_snapshot_load_way(VMSnapshot *s, unsigned n, Error **errp)
         t_devices = get_clock();
         trace_vm_snapshot_disks_restore(clusters, t_devices - t_disks);
     }
-    ok = all ? qemu_device_state_load(slot->devices, errp)
+    ok = all ? qemu_device_state_load(slot->devices, errp) &&
+               vm_snapshot_opened(s, slot, errp)
              : qemu_device_state_load_changed(slot->devices);
     s->last_pages += pages;
     trace_vm_snapshot_load(n, pages, t_disks - t_ram, slot->way,
                            get_clock() - t_devices);
-    if (ok) {
-        vm_snapshot_loaded(s, n);
-    }
     return ok;
 }
 
@@ -313,6 +368,7 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
         vm_snapshot_stop_for_good(was);
         return -EIO;
     }
+    vm_snapshot_loaded(s, n);
     t_start = get_clock();
 
     vm_set_suspended(slot->suspended);
@@ -353,6 +409,9 @@ static bool vm_snapshot_load_in_place(VMSnapshot *s, unsigned n,
     slot->way = qemu_device_state_choose(slot->devices);
     if (slot->way == DEVICE_STATE_IN_PLACE) {
         *half_done = !vm_snapshot_load_way(s, n, NULL);
+        if (!*half_done) {
+            vm_snapshot_loaded(s, n);
+        }
         return !*half_done;
     }
     if (slot->way == DEVICE_STATE_RESET_DEVICES) {
@@ -405,6 +464,53 @@ bool vm_snapshot_restore_parked(VMSnapshot *s, unsigned n)
     return vm_snapshot_may_load_in_place(s) && !vm_snapshot_needs_drain() &&
         !vm_snapshot_prepare(s, n, NULL) &&
         vm_snapshot_load_in_place(s, n, &half_done);
+}
+
+/*
+ * Returns: false with @errp set; and @lost if the machine could not be put back
+ */
+static bool vm_snapshot_visit_quiesced(VMSnapshot *s, unsigned n,
+                                       VMSnapshotVisitFunc *func, void *opaque,
+                                       bool *lost, Error **errp)
+{
+    const unsigned present = s->config.slots;   /* a slot of this alone */
+    bool ok;
+
+    if (vm_snapshot_prepare(s, n, errp)) {
+        return false;
+    }
+    ok = !vm_snapshot_save_quiesced(s, present, errp);
+    if (ok) {
+        s->visiting = true;
+        ok = vm_snapshot_load(s, n, errp) && func(opaque, errp);
+        s->visiting = false;
+        *lost = vm_snapshot_prepare(s, present, ok ? errp : NULL) ||
+            !vm_snapshot_load(s, present, ok ? errp : NULL);
+        vm_snapshot_clear_slot(&s->slots[present]);
+    }
+    ram_snapshot_cancel(s->slots[n].ram);
+    return ok && !*lost;
+}
+
+bool vm_snapshot_visit(VMSnapshot *s, unsigned n, VMSnapshotVisitFunc *func,
+                       void *opaque, Error **errp)
+{
+    RunState was;
+    bool lost = false, ok;
+
+    if (vm_snapshot_cannot_save(s, errp) ||
+        !vm_snapshot_disks_prepare(s, errp)) {
+        return false;
+    }
+    global_state_store();
+    ok = vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp) &&
+        vm_snapshot_visit_quiesced(s, n, func, opaque, &lost, errp);
+    if (lost) {
+        vm_snapshot_stop_for_good(was);
+    } else {
+        vm_snapshot_resume(was);
+    }
+    return ok;
 }
 
 void vm_snapshot_discard(VMSnapshot *s, unsigned n)

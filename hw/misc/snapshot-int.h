@@ -105,6 +105,8 @@ struct SnapshotState {
     char *verify;
     char *disks;
     uint64_t overlay_size;
+    char *load;
+    uint32_t load_slot;
     char *overlay_dir;
     bool new_generation;
     HostMemoryBackend *channel;

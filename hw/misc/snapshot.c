@@ -377,6 +377,8 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
         .overlay_size = s->overlay_size,
         .overlay_dir = s->overlay_dir,
         .new_generation = s->new_generation,
+        .load = s->load,
+        .load_slot = s->load_slot,
         .done = snapshot_done,
         .opaque = s,
     };
@@ -478,8 +480,17 @@ static const VMStateDescription vmstate_snapshot_run = {
     }
 };
 
+/* A QEMU without the device could not load what has it. */
+static bool snapshot_needed(void *opaque)
+{
+    SnapshotState *s = opaque;
+
+    return !vm_snapshot_for_others(s->engine);
+}
+
 static const VMStateDescription vmstate_snapshot = {
     .name = "snapshot",
+    .needed = snapshot_needed,
     .restore = VMSTATE_RESTORE_IN_PLACE,
     .version_id = 1,
     .minimum_version_id = 1,
@@ -506,6 +517,8 @@ static const Property snapshot_properties[] = {
                      HostMemoryBackend *),
     DEFINE_PROP_CHR("control", SnapshotState, control),
     DEFINE_PROP_STRING("keep", SnapshotState, keep),
+    DEFINE_PROP_STRING("load", SnapshotState, load),
+    DEFINE_PROP_UINT32("slot", SnapshotState, load_slot, 0),
     DEFINE_PROP_BOOL("new-generation", SnapshotState, new_generation, false),
 };
 

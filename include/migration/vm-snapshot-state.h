@@ -61,6 +61,15 @@ bool vm_snapshot_disks_go_back(void);
  * Called with the BQL held.
  */
 void vm_snapshot_device_changed(DeviceState *dev);
+
+/**
+ * vm_snapshot_load_at_start: begin with what is in the file of load=, if any
+ *
+ * Called once, when all devices are there and no vCPU has run.
+ *
+ * Returns: false with @errp set if the machine cannot begin so
+ */
+bool vm_snapshot_load_at_start(Error **errp);
 #else
 static inline bool vm_snapshot_restore_is_exact(void)
 {
@@ -74,6 +83,11 @@ static inline bool vm_snapshot_disks_go_back(void)
 
 static inline void vm_snapshot_device_changed(DeviceState *dev)
 {
+}
+
+static inline bool vm_snapshot_load_at_start(Error **errp)
+{
+    return true;
 }
 #endif
 

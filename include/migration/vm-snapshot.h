@@ -51,6 +51,8 @@ typedef struct VMSnapshotConfig {
     const char *overlay_dir;    /* for what is more, or NULL: default */
     bool new_generation;        /* tell the guest that it was restored */
     uint32_t verify;            /* every so many restores; 0: never */
+    const char *load;           /* file to start from, or NULL */
+    unsigned load_slot;         /* that it is put into */
     VMSnapshotDone *done;
     void *opaque;
 } VMSnapshotConfig;
@@ -173,6 +175,39 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned slot,
 struct Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
                                int64_t slot, Error **errp);
 
+/**
+ * vm_snapshot_export: write a slot to a file
+ * @job_id: of the job that does that
+ * @flags: of job_create()
+ * @file: that is replaced when all is written; or /dev/fdset/N, to be written
+ *        to in place
+ * @speed: bytes a second at most, 0: no limit
+ *
+ * As vm_snapshot_run(), but returns when the job has begun.  The machine is
+ * stopped for some milliseconds before.  Whatever becomes of the slot and of
+ * the machine then, the file has what was in the slot.
+ *
+ * Returns: the job, a reference of its own; or NULL with @errp set and nothing
+ * changed
+ */
+struct Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
+                               unsigned slot, const char *file, uint64_t speed,
+                               Error **errp);
+
+/**
+ * vm_snapshot_import: put into a slot what is in a file
+ * @file: that vm_snapshot_export() wrote, on a machine that is made as this
+ *        one; or /dev/fdset/N.  It must stay as it is as long as the slot, or
+ *        RAM, has something of it
+ * @check: read all of it, and compare sums
+ *
+ * As vm_snapshot_run(); but for the slot, the machine is as it was.
+ *
+ * Returns: false with @errp set and nothing changed
+ */
+bool vm_snapshot_import(VMSnapshot *s, unsigned slot, const char *file,
+                        bool check, Error **errp);
+
 /** vm_snapshot_restores: how often the slot was restored since its save */
 uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot);
 
@@ -192,5 +227,12 @@ uint64_t vm_snapshot_last_pages(const VMSnapshot *s);
  * For devices' VMState: what is not to be put back by a restore.
  */
 bool vm_snapshot_in_progress(const VMSnapshot *s);
+
+/**
+ * vm_snapshot_for_others: is state being saved for a QEMU without the device?
+ *
+ * For the device's own VMState.
+ */
+bool vm_snapshot_for_others(const VMSnapshot *s);
 
 #endif /* MIGRATION_VM_SNAPSHOT_H */

@@ -1,0 +1,311 @@
+/*
+ * RAM snapshots: images in files, to be mapped from there and to be written
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitops.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/rcu.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "exec/target_page.h"
+#include "ram-snapshot-int.h"
+
+/* So much is read at once, in bytes, to see whether it is zero. */
+#define READ_AHEAD (64 * KiB)
+
+/* Of a RAM block, in bytes: to read it takes a time that is noticed */
+#define LARGE (32 * MiB)
+
+struct RAMSnapshotView {
+    RAMSnapshot *snap;
+    const uint8_t *base;
+    size_t mapped;              /* bytes, to be unmapped */
+};
+
+bool image_file_is_as_opened(const ImageFile *file, Error **errp)
+{
+    struct stat st;
+
+    if (!fstat(file->fd, &st) && st.st_size == file->st.st_size &&
+        st.st_mtim.tv_sec == file->st.st_mtim.tv_sec &&
+        st.st_mtim.tv_nsec == file->st.st_mtim.tv_nsec) {
+        return true;
+    }
+    error_setg(errp, "The file '%s', which RAM is mapped from, was changed",
+               file->name);
+    error_append_hint(errp, "The machine and its snapshots are lost. Start "
+                      "QEMU anew. To replace a file, rename another over "
+                      "it.\n");
+    return false;
+}
+
+static void image_file_close(gpointer opaque)
+{
+    ImageFile *file = opaque;
+
+    close(file->fd);
+    g_free(file->name);
+}
+
+void image_file_unref(ImageFile *file)
+{
+    if (file) {
+        g_rc_box_release_full(file, image_file_close);
+    }
+}
+
+/* Is [@from, @to) of the file zero? */
+static bool reads_as_zeroes(int fd, off_t from, off_t to)
+{
+    g_autofree char *buf = g_malloc(READ_AHEAD);
+
+    while (from < to) {
+        ssize_t n = pread(fd, buf, MIN(READ_AHEAD, to - from), from);
+
+        if (n <= 0 || !buffer_is_zero(buf, n)) {
+            return false;
+        }
+        from += n;
+    }
+    return true;
+}
+
+/*
+ * A file that was written to while its machine ran may have what a page was
+ * before it became zero.  Only what is no hole has to be looked at.
+ */
+static bool block_has_holes(int fd, const RAMSnapshotFileBlock *b)
+{
+    const unsigned bits = qemu_target_page_bits();
+    const off_t end = b->pages + b->length;
+    off_t data, hole;
+
+    for (data = lseek(fd, b->pages, SEEK_DATA); data >= 0 && data < end;
+         data = lseek(fd, hole, SEEK_DATA)) {
+        size_t page = (data - b->pages) >> bits, last;
+
+        hole = MIN(lseek(fd, data, SEEK_HOLE), end);
+        if (hole < data) {
+            return false;
+        }
+        last = (hole - b->pages - 1) >> bits;
+        while ((page = find_next_zero_bit(b->bitmap, last + 1, page)) <= last) {
+            size_t next = find_next_bit(b->bitmap, last + 1, page);
+
+            if (!reads_as_zeroes(fd, b->pages + ((off_t)page << bits),
+                                 b->pages + ((off_t)next << bits))) {
+                return false;
+            }
+            page = next;
+        }
+    }
+    return data >= 0 ? data >= end : errno == ENXIO;
+}
+
+static RAMSnapshotFileBlock *file_block(const GArray *blocks, unsigned i)
+{
+    return &g_array_index(blocks, RAMSnapshotFileBlock, i);
+}
+
+static RAMSnapshotFileBlock *find_file_block(const GArray *blocks,
+                                             const char *idstr)
+{
+    for (unsigned i = 0; i < blocks->len; i++) {
+        if (!strcmp(file_block(blocks, i)->idstr, idstr)) {
+            return file_block(blocks, i);
+        }
+    }
+    return NULL;
+}
+
+static const SavedBlock *find_saved_block(const RAMSnapshot *snap,
+                                          const char *idstr)
+{
+    for (unsigned i = 0; i < snap->blocks->len; i++) {
+        if (!strcmp(saved_block(snap, i)->idstr, idstr)) {
+            return saved_block(snap, i);
+        }
+    }
+    return NULL;
+}
+
+static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
+                      Error **errp)
+{
+    const char *idstr = ram_block_name(rb);
+    const RAMSnapshotFileBlock *f = find_file_block(blocks, idstr);
+    SavedBlock *b;
+
+    if (!f) {
+        error_setg(errp, "RAM block '%s' of the machine is not in it", idstr);
+        return false;
+    }
+    if (f->length != rb->used_length) {
+        error_setg(errp, "RAM block '%s' has %" PRIu64 " bytes in it, and "
+                   "%" PRIu64 " in the machine", idstr, f->length,
+                   (uint64_t)rb->used_length);
+        return false;
+    }
+    if (find_saved_block(snap, idstr)) {
+        error_setg(errp, "The machine has two RAM blocks '%s'", idstr);
+        return false;
+    }
+    b = ram_snapshot_add_block(snap, rb);
+    b->pos = f->pages;
+    /* Of what nobody can write to, a file may have any or no pages. */
+    if (b->length) {
+        snap->file->end = MAX(snap->file->end, b->pos + b->length);
+    }
+    return true;
+}
+
+static bool add_blocks(RAMSnapshot *snap, const GArray *blocks, Error **errp)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(rb) {
+        if (!ram_block_is_outside(rb) && !add_block(snap, blocks, rb, errp)) {
+            return false;
+        }
+    }
+    for (unsigned i = 0; i < blocks->len; i++) {
+        if (!find_saved_block(snap, file_block(blocks, i)->idstr)) {
+            error_setg(errp, "It has a RAM block '%s', which the machine has "
+                       "not", file_block(blocks, i)->idstr);
+            return false;
+        }
+    }
+    return true;
+}
+
+static void give_bitmaps(RAMSnapshot *snap, const GArray *blocks)
+{
+    for (unsigned i = 0; i < snap->blocks->len; i++) {
+        SavedBlock *b = saved_block(snap, i);
+
+        b->bitmap = g_steal_pointer(&find_file_block(blocks,
+                                                     b->idstr)->bitmap);
+    }
+}
+
+static bool all_have_holes(int fd, const GArray *blocks)
+{
+    for (unsigned i = 0; i < blocks->len; i++) {
+        if (!block_has_holes(fd, file_block(blocks, i))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Small blocks are copied in any case. */
+static void warn_of_copies(const RAMSnapshot *snap)
+{
+    const ImageFile *file = snap->file;
+
+    if (!file->mappable) {
+        warn_report("snapshot: '%s' has old content where pages are zero: it "
+                    "is read and copied, not mapped", file->name);
+        return;
+    }
+    for (unsigned i = 0; i < snap->blocks->len; i++) {
+        const SavedBlock *b = saved_block(snap, i);
+
+        if (b->length >= LARGE && !ram_block_can_lie_on(b)) {
+            warn_report("snapshot: RAM block '%s' is shared, of huge pages or "
+                        "bound to a NUMA node: it is read from '%s' and "
+                        "copied, not mapped", b->idstr, file->name);
+        }
+    }
+}
+
+RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, int fd,
+                               const char *name, GArray *blocks, bool holes,
+                               Error **errp)
+{
+    g_autoptr(RAMSnapshot) snap = ram_snapshot_new(store, errp);
+    ImageFile *file;
+
+    if (!snap) {
+        return NULL;
+    }
+    file = snap->file = g_rc_box_new0(ImageFile);
+    file->fd = qemu_dup(fd);
+    file->name = g_strdup(name);
+    if (file->fd < 0 || fstat(file->fd, &file->st) < 0) {
+        error_setg_errno(errp, errno, "Keeping '%s' open failed", name);
+        return NULL;
+    }
+    if (!add_blocks(snap, blocks, errp)) {
+        return NULL;
+    }
+    file->mappable = holes || all_have_holes(fd, blocks);
+    give_bitmaps(snap, blocks);
+    warn_of_copies(snap);
+    return store->ops->open(snap, errp) ? g_steal_pointer(&snap) : NULL;
+}
+
+bool ram_snapshot_opened(const RAMSnapshot *snap)
+{
+    return snap->file;
+}
+
+RAMSnapshotView *ram_snapshot_view_new(RAMSnapshot *snap, Error **errp)
+{
+    RAMSnapshotView *view = g_new0(RAMSnapshotView, 1);
+
+    view->base = snap->store->ops->view(snap, &view->mapped, errp);
+    if (!view->base) {
+        g_free(view);
+        return NULL;
+    }
+    view->snap = snap;
+    snap->refs++;
+    return view;
+}
+
+void ram_snapshot_view_free(RAMSnapshotView *view)
+{
+    if (view->mapped) {
+        munmap((void *)view->base, view->mapped);
+    }
+    ram_snapshot_free(view->snap);
+    g_free(view);
+}
+
+bool ram_snapshot_view_block(const RAMSnapshotView *view, unsigned i,
+                             RAMSnapshotFileBlock *b)
+{
+    const SavedBlock *saved;
+
+    if (i >= view->snap->blocks->len) {
+        return false;
+    }
+    saved = saved_block(view->snap, i);
+    *b = (RAMSnapshotFileBlock) {
+        .idstr = saved->idstr,
+        .migratable = saved->migratable,
+        .length = saved->used_length,
+    };
+    return true;
+}
+
+const uint8_t *ram_snapshot_view_page(const RAMSnapshotView *view, unsigned i,
+                                      ram_addr_t offset)
+{
+    const SavedBlock *b = saved_block(view->snap, i);
+    const uint8_t *page;
+
+    if (offset >= b->length) {
+        return NULL;
+    }
+    page = view->snap->store->ops->page(view->snap, b, offset, view->base);
+    return buffer_is_zero(page, qemu_target_page_size()) ? NULL : page;
+}

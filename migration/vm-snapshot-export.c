@@ -1,0 +1,779 @@
+/*
+ * The snapshot engine: write a slot to a file
+ *
+ * The file is one of QEMU's mapped-ram migration, to which a description of our
+ * own is added behind its end.  A job writes it from the slot's image, which
+ * never changes, while the machine runs on.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <zlib.h>
+#include "qemu/bitops.h"
+#include "qemu/cutils.h"
+#include "qemu/iov.h"
+#include "qemu/job.h"
+#include "qemu/ratelimit.h"
+#include "qemu/units.h"
+#include "qemu/uuid.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-migration.h"
+#include "qapi/qobject-output-visitor.h"
+#include "qobject/json-writer.h"
+#include "qobject/qjson.h"
+#include "qobject/qobject.h"
+#include "block/aio_task.h"
+#include "block/snapshot-overlay.h"
+#include "block/thread-pool.h"
+#include "exec/target_page.h"
+#include "hw/boards.h"
+#include "io/channel-buffer.h"
+#include "qemu-version.h"
+#include "mapped-ram.h"
+#include "migration.h"
+#include "options.h"
+#include "qemu-file.h"
+#include "ram.h"
+#include "savevm.h"
+#include "vm-snapshot-file.h"
+#include "vm-snapshot-int.h"
+
+/* What a task writes: neighbouring pages in one go, with a bit of O_DIRECT */
+#define STRIPE (4 * MiB)
+
+/* So many tasks at once; see the figures in docs/devel/snapshot.rst. */
+#define TASKS 4
+
+/* Pages of zeroes are written where leaving them out costs more. */
+#define GAP (64 * KiB)
+
+/*
+ * RAM blocks begin where a mapping of theirs can be of huge pages; QEMU's
+ * own are at multiples of 1 MiB.
+ */
+#define PAGES_ALIGN (2 * MiB)
+
+/* To be written from there with O_DIRECT, so it is aligned. */
+static const uint8_t zeroes[GAP] QEMU_ALIGNED(64 * KiB);
+
+typedef struct ExportBlock {
+    RAMSnapshotFileBlock info;  /* the strings are the view's */
+    uint64_t bitmap_offset;
+    size_t bitmap_bytes;
+    uint32_t *sums;             /* big-endian, by SNAPSHOT_FILE_SUM_BYTES */
+    unsigned nr_sums;
+} ExportBlock;
+
+/* Bytes at a place of the file that is no page */
+typedef struct ExportPart {
+    uint64_t offset;
+    GByteArray *bytes;
+} ExportPart;
+
+typedef struct ExportJob {
+    Job common;
+    VMSnapshot *s;
+    RAMSnapshotView *view;
+    GArray *blocks;             /* of ExportBlock */
+    GArray *parts;              /* of ExportPart; the first begins the file */
+    SnapshotFile *description;
+    uint64_t pages_end;         /* of the last block, in the file */
+    RateLimit limit;
+    bool limited;
+    char *file;
+    char *tmp;                  /* to be renamed to @file; NULL: an fdset */
+    int fd;
+    int direct_fd;              /* the same with O_DIRECT, or -1 */
+} ExportJob;
+
+typedef struct ExportTask {
+    AioTask common;
+    ExportJob *job;
+    ExportBlock *block;
+    unsigned i;                 /* of the block */
+    uint64_t offset;            /* in the block */
+    struct iovec *iov;
+    unsigned niov;
+    size_t run, gap;            /* in @iov, bytes; at its end, zeroes */
+} ExportTask;
+
+static ExportBlock *nth_block(const ExportJob *job, unsigned i)
+{
+    return &g_array_index(job->blocks, ExportBlock, i);
+}
+
+/* Write at @pos what is in an iovec, which is not kept. */
+static int write_all(int fd, struct iovec *iov, unsigned niov, uint64_t pos)
+{
+    while (niov) {
+        ssize_t n = RETRY_ON_EINTR(pwritev(fd, iov, niov, pos));
+
+        if (n <= 0) {
+            return n ? -errno : -ENOSPC;
+        }
+        pos += n;
+        iov_discard_front(&iov, &niov, n);
+    }
+    return 0;
+}
+
+/* O_DIRECT where the file system takes it, for this piece at least */
+static int write_pages(const ExportTask *task, uint64_t pos)
+{
+    g_autofree struct iovec *iov = g_memdup2(task->iov,
+                                             task->niov * sizeof(*iov));
+    int ret = -EINVAL;
+
+    if (task->job->direct_fd >= 0) {
+        ret = write_all(task->job->direct_fd, iov, task->niov, pos);
+    }
+    if (ret == -EINVAL) {
+        memcpy(iov, task->iov, task->niov * sizeof(*iov));
+        ret = write_all(task->job->fd, iov, task->niov, pos);
+    }
+    return ret;
+}
+
+static void add_to_run(ExportTask *task, const uint8_t *data, size_t len)
+{
+    struct iovec *last = &task->iov[task->niov - 1];
+
+    if (task->niov && last->iov_base + last->iov_len == data) {
+        last->iov_len += len;
+    } else {
+        task->iov[task->niov++] = (struct iovec) {
+            .iov_base = (void *)data,
+            .iov_len = len,
+        };
+    }
+    task->run += len;
+}
+
+/* Write the run that ends before @end, an offset in the block. */
+static int flush_run(ExportTask *task, uint64_t end)
+{
+    int ret = 0;
+
+    if (task->run) {
+        ret = write_pages(task, task->block->info.pages + end - task->gap -
+                          task->run);
+    }
+    task->niov = task->run = task->gap = 0;
+    return ret;
+}
+
+static void add_sum(ExportBlock *b, uint64_t offset, const uint8_t *page,
+                    size_t size)
+{
+    uint32_t *sum = &b->sums[offset / SNAPSHOT_FILE_SUM_BYTES];
+
+    *sum = cpu_to_be32(crc32(be32_to_cpu(*sum), page, size));
+}
+
+/* In a thread: no other task has pages of the same words and sums. */
+static int write_stripe(void *opaque)
+{
+    ExportTask *task = opaque;
+    ExportBlock *b = task->block;
+    const size_t size = qemu_target_page_size();
+    uint64_t off, end = MIN(task->offset + STRIPE, b->info.length);
+    int ret = 0;
+
+    for (off = task->offset; off < end && !ret; off += size) {
+        const uint8_t *page = ram_snapshot_view_page(task->job->view, task->i,
+                                                     off);
+
+        if (!page) {
+            task->gap += size;
+            continue;
+        }
+        if (task->gap > GAP || !task->run) {
+            ret = flush_run(task, off);
+        } else if (task->gap) {
+            add_to_run(task, zeroes, task->gap);
+        }
+        task->gap = 0;
+        add_to_run(task, page, size);
+        set_bit(off / size, b->info.bitmap);
+        add_sum(b, off, page, size);
+    }
+    return ret ?: flush_run(task, end);
+}
+
+static int coroutine_fn stripe_task(AioTask *common)
+{
+    ExportTask *task = container_of(common, ExportTask, common);
+    /* Each page may be apart, and have zeroes behind it. */
+    const unsigned niov = 2 * STRIPE / qemu_target_page_size();
+    int ret;
+
+    task->iov = g_new(struct iovec, niov);
+    ret = thread_pool_submit_co(write_stripe, task);
+    g_free(task->iov);
+    return ret;
+}
+
+static int coroutine_fn write_block(ExportJob *job, AioTaskPool *pool,
+                                    unsigned i)
+{
+    ExportBlock *b = nth_block(job, i);
+    uint64_t off;
+
+    for (off = 0; off < b->info.length; off += STRIPE) {
+        ExportTask *task = g_new0(ExportTask, 1);
+        uint64_t len = MIN(STRIPE, b->info.length - off);
+
+        task->common.func = stripe_task;
+        task->job = job;
+        task->block = b;
+        task->i = i;
+        task->offset = off;
+        aio_task_pool_start_task(pool, &task->common);
+        job_progress_update(&job->common, len);
+        if (job->limited) {
+            job_sleep_ns(&job->common,
+                         ratelimit_calculate_delay(&job->limit, len));
+        } else {
+            job_pause_point(&job->common);
+        }
+        if (job_is_cancelled(&job->common) || aio_task_pool_status(pool) < 0) {
+            break;
+        }
+    }
+    return aio_task_pool_status(pool);
+}
+
+static int coroutine_fn write_blocks(ExportJob *job)
+{
+    AioTaskPool *pool = aio_task_pool_new(TASKS);
+    int ret = 0;
+
+    for (unsigned i = 0; i < job->blocks->len && !ret; i++) {
+        ret = write_block(job, pool, i);
+    }
+    aio_task_pool_wait_all(pool);
+    ret = aio_task_pool_status(pool);
+    aio_task_pool_free(pool);
+    return job_is_cancelled(&job->common) ? -ECANCELED : ret;
+}
+
+static GByteArray *add_part(ExportJob *job, uint64_t offset)
+{
+    ExportPart part = { .offset = offset, .bytes = g_byte_array_new() };
+
+    g_array_append_val(job->parts, part);
+    return part.bytes;
+}
+
+static ExportPart *nth_part(const ExportJob *job, unsigned i)
+{
+    return &g_array_index(job->parts, ExportPart, i);
+}
+
+/* Where there is nothing behind it yet */
+static uint64_t parts_end(const ExportJob *job)
+{
+    uint64_t end = job->pages_end;
+
+    for (unsigned i = 0; i < job->parts->len; i++) {
+        const ExportPart *part = nth_part(job, i);
+
+        end = MAX(end, part->offset + part->bytes->len);
+    }
+    return end;
+}
+
+static void add_be(GByteArray *bytes, uint64_t value, unsigned size)
+{
+    const uint64_t be = cpu_to_be64(value);
+
+    g_byte_array_append(bytes, (const uint8_t *)&be + sizeof(be) - size, size);
+}
+
+/* What only the pages tell: bitmaps and sums */
+static void add_bitmaps(ExportJob *job)
+{
+    GByteArray *sums;
+
+    for (unsigned i = 0; i < job->blocks->len; i++) {
+        const ExportBlock *b = nth_block(job, i);
+
+        g_byte_array_append(add_part(job, b->bitmap_offset),
+                            (const uint8_t *)b->info.bitmap, b->bitmap_bytes);
+    }
+    job->description->page_sums = parts_end(job);
+    sums = add_part(job, job->description->page_sums);
+    for (unsigned i = 0; i < job->blocks->len; i++) {
+        const ExportBlock *b = nth_block(job, i);
+
+        g_byte_array_append(sums, (const uint8_t *)b->sums,
+                            b->nr_sums * sizeof(uint32_t));
+    }
+}
+
+static void add_description(ExportJob *job)
+{
+    SnapshotFileFooter footer = {
+        .magic = SNAPSHOT_FILE_MAGIC,
+        .version = cpu_to_be32(SNAPSHOT_FILE_VERSION),
+        .offset = cpu_to_be64(parts_end(job)),
+    };
+    SnapshotFilePartList **tail = &job->description->parts;
+    Visitor *v;
+    QObject *obj;
+    GString *json;
+    GByteArray *bytes;
+
+    for (unsigned i = 0; i < job->parts->len; i++) {
+        const ExportPart *part = nth_part(job, i);
+        SnapshotFilePart *p = g_new0(SnapshotFilePart, 1);
+
+        p->offset = part->offset;
+        p->length = part->bytes->len;
+        p->crc = crc32(0, part->bytes->data, part->bytes->len);
+        QAPI_LIST_APPEND(tail, p);
+    }
+    v = qobject_output_visitor_new(&obj);
+    visit_type_SnapshotFile(v, NULL, &job->description, &error_abort);
+    visit_complete(v, &obj);
+    visit_free(v);
+    json = qobject_to_json(obj);
+    qobject_unref(obj);
+
+    bytes = add_part(job, parts_end(job));
+    g_byte_array_append(bytes, (const uint8_t *)json->str, json->len);
+    footer.length = cpu_to_be32(json->len);
+    footer.description_crc = cpu_to_be32(crc32(0, bytes->data, json->len));
+    footer.crc = cpu_to_be32(crc32(0, (const uint8_t *)&footer,
+                                   offsetof(SnapshotFileFooter, crc)));
+    g_byte_array_append(bytes, (const uint8_t *)&footer, sizeof(footer));
+    g_string_free(json, true);
+}
+
+static int write_part(const ExportJob *job, const ExportPart *part)
+{
+    struct iovec iov = {
+        .iov_base = part->bytes->data,
+        .iov_len = part->bytes->len,
+    };
+
+    return part->bytes->len ? write_all(job->fd, &iov, 1, part->offset) : 0;
+}
+
+static int sync_directory(const char *file)
+{
+    g_autofree char *dir = g_path_get_dirname(file);
+    int fd = qemu_open_old(dir, O_RDONLY | O_DIRECTORY), ret = 0;
+
+    /* Some file systems cannot, and need not. */
+    if (fd < 0 || (fsync(fd) < 0 && errno != EINVAL)) {
+        ret = -errno;
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ret;
+}
+
+/*
+ * In a thread, when all pages are written.  What makes the file one that can
+ * be read is written last, for one that is written to in place.
+ */
+static int finish_file(void *opaque)
+{
+    ExportJob *job = opaque;
+    int ret = 0;
+
+    add_bitmaps(job);
+    add_description(job);
+    for (unsigned i = job->parts->len; i-- > 1 && !ret;) {
+        ret = write_part(job, nth_part(job, i));
+    }
+    if (!ret && fdatasync(job->fd) < 0) {
+        ret = -errno;
+    }
+    ret = ret ?: write_part(job, nth_part(job, 0));
+    if (!ret && fdatasync(job->fd) < 0) {
+        ret = -errno;
+    }
+    if (ret || !job->tmp) {
+        return ret;
+    }
+    /* It may be mapped from now on: nobody shall write to it by mistake. */
+    if (fchmod(job->fd, 0400) < 0 || rename(job->tmp, job->file) < 0) {
+        return -errno;
+    }
+    g_clear_pointer(&job->tmp, g_free);
+    return sync_directory(job->file);
+}
+
+static int coroutine_fn export_run(Job *common, Error **errp)
+{
+    ExportJob *job = container_of(common, ExportJob, common);
+    int ret = write_blocks(job);
+
+    if (!ret) {
+        ret = thread_pool_submit_co(finish_file, job);
+    }
+    if (ret == -ECANCELED) {
+        error_setg(errp, "The export to '%s' was cancelled", job->file);
+    } else if (ret) {
+        error_setg_errno(errp, -ret, "Writing '%s' failed", job->file);
+        if (ret == -ENOSPC && job->tmp) {
+            error_append_hint(errp, "What was there before is still there, "
+                              "and takes space, too.\n");
+        }
+    }
+    return ret;
+}
+
+static void free_blocks(ExportJob *job)
+{
+    for (unsigned i = 0; i < job->blocks->len; i++) {
+        g_free(nth_block(job, i)->info.bitmap);
+        g_free(nth_block(job, i)->sums);
+    }
+    for (unsigned i = 0; i < job->parts->len; i++) {
+        g_byte_array_unref(nth_part(job, i)->bytes);
+    }
+    g_array_unref(job->blocks);
+    g_array_unref(job->parts);
+}
+
+static void export_clean(Job *common)
+{
+    ExportJob *job = container_of(common, ExportJob, common);
+
+    free_blocks(job);
+    if (job->view) {
+        ram_snapshot_view_free(job->view);
+    }
+    qapi_free_SnapshotFile(job->description);
+    if (job->fd >= 0) {
+        close(job->fd);
+    }
+    if (job->direct_fd >= 0) {
+        close(job->direct_fd);
+    }
+    if (job->tmp) {
+        unlink(job->tmp);
+    }
+    ratelimit_destroy(&job->limit);
+    g_free(job->tmp);
+    g_free(job->file);
+    object_unref(OBJECT(job->s));
+}
+
+static const JobDriver export_driver = {
+    .instance_size = sizeof(ExportJob),
+    .job_type      = JOB_TYPE_SNAPSHOT_DEVICE_EXPORT,
+    .run           = export_run,
+    .clean         = export_clean,
+};
+
+static bool open_file(ExportJob *job, Error **errp)
+{
+    if (strstart(job->file, "/dev/fdset/", NULL)) {
+        job->fd = qemu_create(job->file, O_RDWR, 0600, errp);
+        return job->fd >= 0;
+    }
+    job->tmp = g_strdup_printf("%s.XXXXXX", job->file);
+    job->fd = g_mkstemp_full(job->tmp, O_RDWR | O_CLOEXEC, 0600);
+    if (job->fd < 0) {
+        error_setg_errno(errp, errno, "Creating '%s' failed", job->tmp);
+        g_clear_pointer(&job->tmp, g_free);
+        return false;
+    }
+    job->direct_fd = qemu_open_old(job->tmp, O_WRONLY | O_DIRECT);
+    return true;
+}
+
+/* A migration stream but for RAM, of a machine that is what the slot has */
+typedef struct ExportStream {
+    GByteArray *bytes;
+    size_t header;              /* bytes before the place of RAM */
+} ExportStream;
+
+static bool begin_vmdesc(MigrationState *ms)
+{
+    if (current_machine->suppress_vmdesc || !ms->send_configuration) {
+        return false;
+    }
+    ms->vmdesc = json_writer_new(false);
+    return true;
+}
+
+/* For vm_snapshot_visit(): as the functions of a migration write it. */
+static bool save_stream(void *opaque, Error **errp)
+{
+    ExportStream *stream = opaque;
+    MigrationState *ms = migrate_get_current();
+    bool *mapped_ram = &ms->capabilities[MIGRATION_CAPABILITY_MAPPED_RAM];
+    bool *ignore_shared =
+        &ms->capabilities[MIGRATION_CAPABILITY_X_IGNORE_SHARED];
+    const bool was_mapped_ram = *mapped_ram;
+    const bool was_ignore_shared = *ignore_shared;
+    QIOChannelBuffer *buffer = qio_channel_buffer_new(0);
+    QEMUFile *f = qemu_file_new_output(QIO_CHANNEL(buffer));
+    int ret;
+
+    *mapped_ram = true;
+    *ignore_shared = false;
+    if (begin_vmdesc(ms)) {
+        qemu_savevm_state_header(f);
+        json_writer_int64(ms->vmdesc, "page_size", qemu_target_page_size());
+        json_writer_start_array(ms->vmdesc, "devices");
+    } else {
+        qemu_savevm_state_header(f);
+    }
+    qemu_fflush(f);
+    stream->header = buffer->usage;
+    ret = qemu_savevm_state_complete_precopy_non_iterable(f, false);
+    qemu_fflush(f);
+    g_clear_pointer(&ms->vmdesc, json_writer_free);
+    *mapped_ram = was_mapped_ram;
+    *ignore_shared = was_ignore_shared;
+    g_byte_array_append(stream->bytes, buffer->data, buffer->usage);
+    qemu_fclose(f);
+    object_unref(OBJECT(buffer));
+    if (ret) {
+        error_setg(errp, "The state of devices cannot be saved as a migration "
+                   "saves it");
+    }
+    return !ret;
+}
+
+static const SaveStateEntry *ram_section(void)
+{
+    SaveStateEntry *se = NULL;
+
+    while ((se = qemu_savevm_next_entry(se))) {
+        if (!strcmp(se->idstr, "ram")) {
+            break;
+        }
+    }
+    return se;
+}
+
+/* Give a block its place behind @end, and @header its header, if it is there */
+static void place_block(ExportBlock *b, uint64_t end, GByteArray *header)
+{
+    const size_t nr_pages = b->info.length / qemu_target_page_size();
+    const size_t name = strlen(b->info.idstr);
+    MappedRamHeader h;
+
+    if (header) {
+        add_be(header, name, 1);
+        g_byte_array_append(header, (const uint8_t *)b->info.idstr, name);
+        add_be(header, b->info.length, 8);
+        end += 1 + name + 8 + sizeof(h);
+    }
+    b->bitmap_offset = end;
+    b->bitmap_bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
+    b->info.pages = ROUND_UP(end + b->bitmap_bytes, PAGES_ALIGN);
+    b->info.bitmap = bitmap_new(nr_pages);
+    b->nr_sums = DIV_ROUND_UP(b->info.length, SNAPSHOT_FILE_SUM_BYTES);
+    b->sums = g_new0(uint32_t, b->nr_sums);
+    if (header) {
+        h = (MappedRamHeader) {
+            .version = cpu_to_be32(MAPPED_RAM_HDR_VERSION),
+            .page_size = cpu_to_be64(qemu_target_page_size()),
+            .bitmap_offset = cpu_to_be64(b->bitmap_offset),
+            .pages_offset = cpu_to_be64(b->info.pages),
+        };
+        g_byte_array_append(header, (const uint8_t *)&h, sizeof(h));
+    }
+}
+
+/* The blocks of a migration, as its section of RAM */
+static void place_ram(ExportJob *job, const ExportStream *stream)
+{
+    const SaveStateEntry *se = ram_section();
+    GByteArray *bytes = add_part(job, 0);
+    uint64_t total = 0;
+    unsigned i;
+
+    g_byte_array_append(bytes, stream->bytes->data, stream->header);
+    for (i = 0; i < job->blocks->len; i++) {
+        const RAMSnapshotFileBlock *info = &nth_block(job, i)->info;
+
+        total += info->migratable ? info->length : 0;
+    }
+    add_be(bytes, QEMU_VM_SECTION_START, 1);
+    add_be(bytes, se->section_id, 4);
+    add_be(bytes, strlen(se->idstr), 1);
+    g_byte_array_append(bytes, (const uint8_t *)se->idstr, strlen(se->idstr));
+    add_be(bytes, se->instance_id, 4);
+    add_be(bytes, se->version_id, 4);
+    add_be(bytes, total | RAM_SAVE_FLAG_MEM_SIZE, 8);
+    for (i = 0; i < job->blocks->len; i++) {
+        ExportBlock *b = nth_block(job, i);
+
+        if (b->info.migratable) {
+            if (job->pages_end) {
+                bytes = add_part(job, job->pages_end);
+            }
+            place_block(b, job->pages_end + bytes->len, bytes);
+            job->pages_end = b->info.pages + b->info.length;
+        }
+    }
+    bytes = add_part(job, job->pages_end);
+    add_be(bytes, RAM_SAVE_FLAG_EOS, 8);
+    if (migrate_get_current()->send_section_footer) {
+        add_be(bytes, QEMU_VM_SECTION_FOOTER, 1);
+        add_be(bytes, se->section_id, 4);
+    }
+    g_byte_array_append(bytes, stream->bytes->data + stream->header,
+                        stream->bytes->len - stream->header);
+}
+
+/* Blocks that no migration takes along */
+static void place_other_blocks(ExportJob *job)
+{
+    for (unsigned i = 0; i < job->blocks->len; i++) {
+        ExportBlock *b = nth_block(job, i);
+
+        if (!b->info.migratable) {
+            place_block(b, parts_end(job), NULL);
+            job->pages_end = b->info.pages + b->info.length;
+        }
+    }
+}
+
+static void describe_blocks(ExportJob *job)
+{
+    SnapshotFileBlockList **tail = &job->description->blocks;
+
+    for (unsigned i = 0; i < job->blocks->len; i++) {
+        const ExportBlock *b = nth_block(job, i);
+        SnapshotFileBlock *d = g_new0(SnapshotFileBlock, 1);
+
+        d->name = g_strdup(b->info.idstr);
+        d->length = b->info.length;
+        d->bitmap = b->bitmap_offset;
+        d->pages = b->info.pages;
+        QAPI_LIST_APPEND(tail, d);
+    }
+}
+
+static void place_sections(ExportJob *job, const DeviceStateImage *image)
+{
+    g_autoptr(GArray) sections = qemu_device_state_bytes(image);
+    SnapshotFileSectionList **tail = &job->description->sections;
+    const uint64_t offset = parts_end(job);
+    GByteArray *bytes = add_part(job, offset);
+
+    for (unsigned i = 0; i < sections->len; i++) {
+        const DeviceStateBytes *s = &g_array_index(sections, DeviceStateBytes,
+                                                   i);
+        SnapshotFileSection *d = g_new0(SnapshotFileSection, 1);
+
+        d->name = g_strdup(s->idstr);
+        d->instance = s->instance_id;
+        d->version = s->version_id;
+        d->offset = offset + bytes->len;
+        d->length = s->length;
+        g_byte_array_append(bytes, s->data, s->length);
+        QAPI_LIST_APPEND(tail, d);
+    }
+}
+
+static void list_blocks(ExportJob *job)
+{
+    ExportBlock b = { };
+    uint64_t bytes = 0;
+
+    while (ram_snapshot_view_block(job->view, job->blocks->len, &b.info)) {
+        g_array_append_val(job->blocks, b);
+        bytes += b.info.length;
+    }
+    job_progress_set_remaining(&job->common, bytes);
+}
+
+static void describe(ExportJob *job, const VMSnapshotSlot *slot)
+{
+    SnapshotFile *d = job->description;
+    QemuUUID uuid;
+
+    qemu_uuid_generate(&uuid);
+    d->id = qemu_uuid_unparse_strdup(&uuid);
+    d->qemu = g_strdup(QEMU_FULL_VERSION);
+    d->page_size = qemu_target_page_size();
+    d->suspended = slot->suspended;
+    d->machine = vm_snapshot_fingerprint();
+    describe_blocks(job);
+}
+
+static bool prepare(ExportJob *job, const VMSnapshotSlot *slot,
+                    const ExportStream *stream, Error **errp)
+{
+    if (!open_file(job, errp)) {
+        return false;
+    }
+    job->view = ram_snapshot_view_new(slot->ram, errp);
+    if (!job->view) {
+        return false;
+    }
+    list_blocks(job);
+    place_ram(job, stream);
+    place_sections(job, slot->devices);
+    place_other_blocks(job);
+    describe(job, slot);
+    if (ftruncate(job->fd, parts_end(job)) < 0) {
+        error_setg_errno(errp, errno, "Making '%s' %" PRIu64 " bytes long "
+                         "failed", job->file, parts_end(job));
+        return false;
+    }
+    return true;
+}
+
+static bool refuse_disk(const char *device, BlockDriverState *bs,
+                        SnapshotOverlaySlot *slot, void *opaque, Error **errp)
+{
+    error_setg(errp, "The disk of '%s' is part of the slot, and cannot be "
+               "written to a file", device);
+    return false;
+}
+
+Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
+                              unsigned n, const char *file, uint64_t speed,
+                              Error **errp)
+{
+    const VMSnapshotSlot *slot = &s->slots[n];
+    ExportStream stream = { };
+    ExportJob *job = NULL;
+
+    if (slot->disks &&
+        !vm_snapshot_disks_foreach(slot->disks, refuse_disk, NULL, errp)) {
+        return NULL;
+    }
+    stream.bytes = g_byte_array_new();
+    if (vm_snapshot_visit(s, n, save_stream, &stream, errp)) {
+        job = job_create(job_id, &export_driver, NULL, qemu_get_aio_context(),
+                         flags, NULL, NULL, errp);
+    }
+    if (job) {
+        job->s = s;
+        object_ref(OBJECT(s));
+        job->file = g_strdup(file);
+        job->fd = job->direct_fd = -1;
+        job->blocks = g_array_new(false, false, sizeof(ExportBlock));
+        job->parts = g_array_new(false, false, sizeof(ExportPart));
+        job->description = g_new0(SnapshotFile, 1);
+        ratelimit_init(&job->limit);
+        job->limited = speed;
+        if (speed) {
+            ratelimit_set_speed(&job->limit, speed, 100 * SCALE_MS);
+        }
+        if (prepare(job, slot, &stream, errp)) {
+            job_start(&job->common);
+        } else {
+            export_clean(&job->common);
+            job_early_fail(&job->common);
+            job = NULL;
+        }
+    }
+    g_byte_array_unref(stream.bytes);
+    return job ? &job->common : NULL;
+}

@@ -1,0 +1,390 @@
+/*
+ * The snapshot engine: make a slot of a file
+ *
+ * Whatever a file tells of itself is checked before it is used: that is what
+ * this file does.  What a device makes of its own section is the device's.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <zlib.h>
+#include "qemu/bitops.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-migration.h"
+#include "qapi/qobject-input-visitor.h"
+#include "qobject/qjson.h"
+#include "qobject/qobject.h"
+#include "exec/target_page.h"
+#include "qemu-version.h"
+#include "vm-snapshot-file.h"
+#include "vm-snapshot-int.h"
+
+/* Of the description, in bytes: that of a large machine has some 300 KiB. */
+#define DESCRIPTION_MAX (64 * MiB)
+
+typedef struct Import {
+    const char *name;
+    int fd;
+    uint64_t size;              /* of the file */
+    SnapshotFile *description;
+    GArray *blocks;             /* of RAMSnapshotFileBlock */
+    uint8_t *sections;          /* of all, in a row */
+} Import;
+
+static void clear_block(void *block)
+{
+    g_free(((RAMSnapshotFileBlock *)block)->idstr);
+    g_free(((RAMSnapshotFileBlock *)block)->bitmap);
+}
+
+/* Does the file have so many bytes there? */
+static bool is_inside(const Import *im, uint64_t offset, uint64_t length)
+{
+    return offset <= im->size && length <= im->size - offset;
+}
+
+static bool read_all(const Import *im, void *buf, size_t length,
+                     uint64_t offset, Error **errp)
+{
+    while (length) {
+        ssize_t n = RETRY_ON_EINTR(pread(im->fd, buf, length, offset));
+
+        if (n <= 0) {
+            error_setg_errno(errp, n ? errno : ENODATA, "Reading it at %"
+                             PRIu64 " failed", offset);
+            return false;
+        }
+        buf += n;
+        offset += n;
+        length -= n;
+    }
+    return true;
+}
+
+/* The description, as text.  Returns: NULL with @errp set */
+static char *read_description(Import *im, Error **errp)
+{
+    SnapshotFileFooter footer;
+    g_autofree char *text = NULL;
+    uint32_t length;
+
+    if (im->size < sizeof(footer) ||
+        !read_all(im, &footer, sizeof(footer), im->size - sizeof(footer),
+                  errp)) {
+        error_setg(errp, "It has %" PRIu64 " bytes: too few", im->size);
+        return NULL;
+    }
+    if (memcmp(footer.magic, SNAPSHOT_FILE_MAGIC, sizeof(footer.magic))) {
+        error_setg(errp, "It does not end as a file of "
+                   "x-snapshot-device-export does: it is none, or is not "
+                   "complete");
+        return NULL;
+    }
+    if (be32_to_cpu(footer.crc) !=
+        crc32(0, (const uint8_t *)&footer, offsetof(SnapshotFileFooter, crc))) {
+        error_setg(errp, "Its last bytes are damaged");
+        return NULL;
+    }
+    if (be32_to_cpu(footer.version) != SNAPSHOT_FILE_VERSION) {
+        error_setg(errp, "It is of version %u, and this QEMU reads version %u",
+                   be32_to_cpu(footer.version), SNAPSHOT_FILE_VERSION);
+        return NULL;
+    }
+    length = be32_to_cpu(footer.length);
+    if (length > DESCRIPTION_MAX ||
+        !is_inside(im, be64_to_cpu(footer.offset), length)) {
+        error_setg(errp, "Its description is not in it");
+        return NULL;
+    }
+    text = g_malloc(length + 1);
+    if (!read_all(im, text, length, be64_to_cpu(footer.offset), errp)) {
+        return NULL;
+    }
+    text[length] = 0;
+    if (crc32(0, (const uint8_t *)text, length) !=
+        be32_to_cpu(footer.description_crc)) {
+        error_setg(errp, "Its description is damaged");
+        return NULL;
+    }
+    return g_steal_pointer(&text);
+}
+
+static bool parse_description(Import *im, Error **errp)
+{
+    g_autofree char *text = read_description(im, errp);
+    QObject *obj;
+    Visitor *v;
+
+    if (!text) {
+        return false;
+    }
+    obj = qobject_from_json(text, errp);
+    if (!obj) {
+        return false;
+    }
+    v = qobject_input_visitor_new(obj);
+    visit_type_SnapshotFile(v, NULL, &im->description, errp);
+    visit_free(v);
+    qobject_unref(obj);
+    return im->description;
+}
+
+/* What differs between the machine that was saved and this one? */
+static bool check_machine(const Import *im, Error **errp)
+{
+    g_autoptr(strList) here = vm_snapshot_fingerprint();
+    const SnapshotFile *d = im->description;
+    const strList *a = d->machine, *b = here;
+
+    if (strcmp(d->qemu, QEMU_FULL_VERSION)) {
+        error_setg(errp, "It was written by QEMU %s, and this is %s", d->qemu,
+                   QEMU_FULL_VERSION);
+        error_append_hint(errp, "Another version of QEMU may load it with "
+                          "'-incoming file:'.\n");
+        return false;
+    }
+    if (d->page_size != qemu_target_page_size()) {
+        error_setg(errp, "It has pages of %u bytes, and the machine of %zu",
+                   d->page_size, qemu_target_page_size());
+        return false;
+    }
+    while (a && b && !strcmp(a->value, b->value)) {
+        a = a->next;
+        b = b->next;
+    }
+    if (a || b) {
+        error_setg(errp, "It is of another machine: in it is '%s', here '%s'",
+                   a ? a->value : "no more", b ? b->value : "no more");
+        error_append_hint(errp, "Start QEMU with the machine, the CPU and the "
+                          "devices that were there when it was saved.\n");
+        return false;
+    }
+    return true;
+}
+
+static bool check_parts(const Import *im, Error **errp)
+{
+    const size_t most = MiB;
+    g_autofree uint8_t *buf = g_malloc(most);
+    const SnapshotFilePartList *l;
+
+    for (l = im->description->parts; l; l = l->next) {
+        const SnapshotFilePart *part = l->value;
+        uint32_t crc = 0;
+        uint64_t done;
+
+        if (!is_inside(im, part->offset, part->length)) {
+            error_setg(errp, "It is cut off: %" PRIu64 " bytes at %" PRIu64
+                       " are not in it", part->length, part->offset);
+            return false;
+        }
+        for (done = 0; done < part->length; done += most) {
+            size_t n = MIN(most, part->length - done);
+
+            if (!read_all(im, buf, n, part->offset + done, errp)) {
+                return false;
+            }
+            crc = crc32(crc, buf, n);
+        }
+        if (crc != part->crc) {
+            error_setg(errp, "It is damaged: of the %" PRIu64 " bytes at %"
+                       PRIu64 " the sum is wrong", part->length, part->offset);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool add_block(Import *im, const SnapshotFileBlock *d, Error **errp)
+{
+    const size_t nr_pages = d->length / qemu_target_page_size();
+    const size_t bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
+    RAMSnapshotFileBlock b = {
+        .length = d->length,
+        .pages = d->pages,
+    };
+
+    if (d->length % qemu_target_page_size() ||
+        d->pages % qemu_real_host_page_size() ||
+        !is_inside(im, d->pages, d->length) ||
+        !is_inside(im, d->bitmap, bytes)) {
+        error_setg(errp, "RAM block '%s' of %" PRIu64 " bytes is not in it, "
+                   "or not at whole pages", d->name, d->length);
+        return false;
+    }
+    b.idstr = g_strdup(d->name);
+    b.bitmap = g_try_malloc(bytes);
+    g_array_append_val(im->blocks, b);
+    if (bytes && !b.bitmap) {
+        error_setg(errp, "There is no memory for %zu bytes", bytes);
+        return false;
+    }
+    return read_all(im, b.bitmap, bytes, d->bitmap, errp);
+}
+
+static bool read_blocks(Import *im, Error **errp)
+{
+    const SnapshotFileBlockList *l;
+
+    im->blocks = g_array_new(false, false, sizeof(RAMSnapshotFileBlock));
+    g_array_set_clear_func(im->blocks, clear_block);
+    for (l = im->description->blocks; l; l = l->next) {
+        if (!add_block(im, l->value, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static DeviceStateImage *read_devices(Import *im, Error **errp)
+{
+    g_autoptr(GArray) sections = g_array_new(false, false,
+                                             sizeof(DeviceStateBytes));
+    const SnapshotFileSectionList *l;
+    uint64_t total = 0;
+    uint8_t *to;
+
+    for (l = im->description->sections; l; l = l->next) {
+        const SnapshotFileSection *d = l->value;
+
+        if (!is_inside(im, d->offset, d->length)) {
+            error_setg(errp, "'%s' of %" PRIu64 " bytes is not in it", d->name,
+                       d->length);
+            return NULL;
+        }
+        total += d->length;
+        if (total > im->size) {
+            error_setg(errp, "Its devices are larger than the file");
+            return NULL;
+        }
+    }
+    to = im->sections = g_try_malloc(total);
+    if (total && !to) {
+        error_setg(errp, "There is no memory for %" PRIu64 " bytes", total);
+        return NULL;
+    }
+    for (l = im->description->sections; l; l = l->next) {
+        const SnapshotFileSection *d = l->value;
+        DeviceStateBytes bytes = {
+            .idstr = d->name,
+            .instance_id = d->instance,
+            .version_id = d->version,
+            .data = to,
+            .length = d->length,
+        };
+
+        if (!read_all(im, to, d->length, d->offset, errp)) {
+            return NULL;
+        }
+        g_array_append_val(sections, bytes);
+        to += d->length;
+    }
+    return qemu_device_state_open(sections, errp);
+}
+
+static bool check_block_sums(const Import *im, const RAMSnapshotFileBlock *b,
+                             uint64_t *offset, Error **errp)
+{
+    const size_t size = qemu_target_page_size();
+    g_autofree uint8_t *buf = g_malloc(SNAPSHOT_FILE_SUM_BYTES);
+    uint64_t at, page;
+
+    for (at = 0; at < b->length; at += SNAPSHOT_FILE_SUM_BYTES) {
+        size_t n = MIN(SNAPSHOT_FILE_SUM_BYTES, b->length - at);
+        uint32_t crc = 0, expected;
+
+        if (!read_all(im, &expected, sizeof(expected), *offset, errp) ||
+            !read_all(im, buf, n, b->pages + at, errp)) {
+            return false;
+        }
+        *offset += sizeof(expected);
+        for (page = 0; page < n; page += size) {
+            if (test_bit((at + page) / size, b->bitmap)) {
+                crc = crc32(crc, buf + page, size);
+            }
+        }
+        if (crc != be32_to_cpu(expected)) {
+            error_setg(errp, "It is damaged: of the pages of '%s' at 0x%"
+                       PRIx64 " the sum is wrong", b->idstr, at);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool check_sums(const Import *im, Error **errp)
+{
+    uint64_t offset = im->description->page_sums;
+
+    for (unsigned i = 0; i < im->blocks->len; i++) {
+        if (!check_block_sums(im, &g_array_index(im->blocks,
+                                                 RAMSnapshotFileBlock, i),
+                              &offset, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool open_file(Import *im, Error **errp)
+{
+    struct stat st;
+
+    im->fd = qemu_open(im->name, O_RDONLY, errp);
+    if (im->fd < 0) {
+        return false;
+    }
+    if (fstat(im->fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        error_setg(errp, "It is no regular file");
+        return false;
+    }
+    im->size = st.st_size;
+    return true;
+}
+
+/* For vm_snapshot_fill(): what was found to be sound */
+static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
+                        Error **errp)
+{
+    Import *im = opaque;
+
+    slot->devices = read_devices(im, errp);
+    if (!slot->devices) {
+        return false;
+    }
+    slot->ram = ram_snapshot_open(s->store, im->fd, im->name, im->blocks, true,
+                                  errp);
+    slot->suspended = im->description->suspended;
+    return slot->ram;
+}
+
+static bool import(VMSnapshot *s, unsigned n, Import *im, bool check,
+                   Error **errp)
+{
+    return open_file(im, errp) && parse_description(im, errp) &&
+        check_machine(im, errp) && check_parts(im, errp) &&
+        read_blocks(im, errp) && (!check || check_sums(im, errp)) &&
+        vm_snapshot_fill(s, n, make_images, im, errp);
+}
+
+bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file, bool check,
+                      Error **errp)
+{
+    Import im = { .name = file, .fd = -1 };
+    ERRP_GUARD();
+    bool ok = import(s, n, &im, check, errp);
+
+    if (!ok) {
+        error_prepend(errp, "'%s' cannot be put into slot %u: ", file, n);
+    }
+    if (im.fd >= 0) {
+        close(im.fd);
+    }
+    if (im.blocks) {
+        g_array_unref(im.blocks);
+    }
+    g_free(im.sections);
+    qapi_free_SnapshotFile(im.description);
+    return ok;
+}
