@@ -54,6 +54,7 @@ struct DeviceStateImage {
     GArray *sections;
     unsigned clock;             /* the section of it */
     bool opened;                /* of a file, and never loaded */
+    bool stream;                /* then @data is that of a migration */
     char *reason;               /* of the last reset */
     GByteArray *data;
 };
@@ -489,6 +490,25 @@ DeviceStateImage *qemu_device_state_open(const GArray *sections, Error **errp)
     return g_steal_pointer(&image);
 }
 
+DeviceStateImage *qemu_device_state_open_stream(const uint8_t *data,
+                                                size_t length)
+{
+    DeviceStateImage *image = image_new();
+    SaveStateEntry *se = NULL;
+
+    image->opened = image->stream = true;
+    while ((se = qemu_savevm_next_entry(se))) {
+        DeviceSection section = { .se = se, .section_id = se->section_id };
+
+        if (!se_is_guest_ram(se)) {
+            section_init(&section, false);
+            g_array_append_val(image->sections, section);
+        }
+    }
+    g_byte_array_append(image->data, data, length);
+    return image;
+}
+
 bool qemu_device_state_opened(const DeviceStateImage *image)
 {
     return image->opened;
@@ -904,7 +924,23 @@ bool qemu_device_state_load_changed(DeviceStateImage *image)
     return true;
 }
 
-bool qemu_device_state_load(DeviceStateImage *image, Error **errp)
+/* As a migration's, not one in memory: devices make up for what it lacks. */
+static bool load_stream(const DeviceStateImage *image, Error **errp)
+{
+    int ret;
+
+    cpu_synchronize_all_pre_loadvm();
+    ret = qemu_load_device_state(memory_file_read(image->data->data,
+                                                  image->data->len));
+    /* A description of it is left. */
+    memory_file_read_all(0);
+    if (ret) {
+        error_setg_errno(errp, -ret, "Loading the migration stream failed");
+    }
+    return !ret;
+}
+
+static bool load_sections(DeviceStateImage *image, Error **errp)
 {
     G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
     unsigned i;
@@ -928,6 +964,12 @@ bool qemu_device_state_load(DeviceStateImage *image, Error **errp)
     note_touched(image);
     cpu_synchronize_all_post_init();
     return true;
+}
+
+bool qemu_device_state_load(DeviceStateImage *image, Error **errp)
+{
+    return image->stream ? load_stream(image, errp)
+                         : load_sections(image, errp);
 }
 
 void qemu_device_state_verify(const DeviceStateImage *image,

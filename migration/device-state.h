@@ -151,6 +151,16 @@ GArray *qemu_device_state_bytes(const DeviceStateImage *image);
  */
 DeviceStateImage *qemu_device_state_open(const GArray *sections, Error **errp);
 
+/**
+ * qemu_device_state_open_stream: make an image of a migration stream
+ * @data: the stream behind RAM, which is copied
+ *
+ * As qemu_device_state_open(); but what sections it has is not known before it
+ * is loaded, which is done as for a migration.
+ */
+DeviceStateImage *qemu_device_state_open_stream(const uint8_t *data,
+                                                size_t length);
+
 /** qemu_device_state_opened: is it an image of qemu_device_state_open()? */
 bool qemu_device_state_opened(const DeviceStateImage *image);
 

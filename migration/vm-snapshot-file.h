@@ -10,6 +10,9 @@
 #define MIGRATION_VM_SNAPSHOT_FILE_H
 
 #include "qemu/units.h"
+#include "qapi/qapi-types-migration.h"
+#include "device-state.h"
+#include "ram-snapshot.h"
 
 #define SNAPSHOT_FILE_MAGIC "QEMUSNAP"
 #define SNAPSHOT_FILE_VERSION 1
@@ -26,5 +29,47 @@ typedef struct SnapshotFileFooter {
     uint32_t description_crc;
     uint32_t crc;               /* of the footer up to here */
 } QEMU_PACKED SnapshotFileFooter;
+
+/** SnapshotImport: a file that is being read */
+typedef struct SnapshotImport {
+    const char *name;
+    int fd;
+    uint64_t size;              /* of the file */
+    SnapshotFile *description;  /* NULL: it is a migration's */
+    GArray *blocks;             /* of RAMSnapshotFileBlock */
+    uint8_t *sections;          /* of all, in a row */
+    uint64_t devices;           /* where a migration's stream goes on */
+} SnapshotImport;
+
+/** snapshot_import_has: does the file have so many bytes there? */
+static inline bool snapshot_import_has(const SnapshotImport *im,
+                                       uint64_t offset, uint64_t length)
+{
+    return offset <= im->size && length <= im->size - offset;
+}
+
+/** snapshot_import_read: read so many bytes, or fail with @errp set */
+bool snapshot_import_read(const SnapshotImport *im, void *buf, size_t length,
+                          uint64_t offset, Error **errp);
+
+/**
+ * snapshot_import_add_block: check and add a block, with its bitmap
+ * @b: that has all but the bitmap; its strings are the import's from now on
+ * @bitmap: where in the file that is
+ */
+bool snapshot_import_add_block(SnapshotImport *im, RAMSnapshotFileBlock *b,
+                               uint64_t bitmap, Error **errp);
+
+/*
+ * vm-snapshot-import-stream.c: files of QEMU's own migration, with mapped-ram,
+ * as they are or as libvirt saves them
+ */
+
+/** snapshot_import_header: find the RAM blocks, and where devices begin */
+bool snapshot_import_header(SnapshotImport *im, Error **errp);
+
+/** snapshot_import_stream: an image of the rest; NULL with @errp set */
+DeviceStateImage *snapshot_import_stream(const SnapshotImport *im,
+                                         Error **errp);
 
 #endif /* MIGRATION_VM_SNAPSHOT_FILE_H */

@@ -23,29 +23,14 @@
 /* Of the description, in bytes: that of a large machine has some 300 KiB. */
 #define DESCRIPTION_MAX (64 * MiB)
 
-typedef struct Import {
-    const char *name;
-    int fd;
-    uint64_t size;              /* of the file */
-    SnapshotFile *description;
-    GArray *blocks;             /* of RAMSnapshotFileBlock */
-    uint8_t *sections;          /* of all, in a row */
-} Import;
-
 static void clear_block(void *block)
 {
     g_free(((RAMSnapshotFileBlock *)block)->idstr);
     g_free(((RAMSnapshotFileBlock *)block)->bitmap);
 }
 
-/* Does the file have so many bytes there? */
-static bool is_inside(const Import *im, uint64_t offset, uint64_t length)
-{
-    return offset <= im->size && length <= im->size - offset;
-}
-
-static bool read_all(const Import *im, void *buf, size_t length,
-                     uint64_t offset, Error **errp)
+bool snapshot_import_read(const SnapshotImport *im, void *buf, size_t length,
+                          uint64_t offset, Error **errp)
 {
     while (length) {
         ssize_t n = RETRY_ON_EINTR(pread(im->fd, buf, length, offset));
@@ -62,23 +47,26 @@ static bool read_all(const Import *im, void *buf, size_t length,
     return true;
 }
 
+/* Does it end as our files do?  Others are taken for migration streams. */
+static bool has_footer(const SnapshotImport *im)
+{
+    SnapshotFileFooter footer;
+
+    return im->size >= sizeof(footer) &&
+        snapshot_import_read(im, &footer, sizeof(footer),
+                             im->size - sizeof(footer), NULL) &&
+        !memcmp(footer.magic, SNAPSHOT_FILE_MAGIC, sizeof(footer.magic));
+}
+
 /* The description, as text.  Returns: NULL with @errp set */
-static char *read_description(Import *im, Error **errp)
+static char *read_description(SnapshotImport *im, Error **errp)
 {
     SnapshotFileFooter footer;
     g_autofree char *text = NULL;
     uint32_t length;
 
-    if (im->size < sizeof(footer) ||
-        !read_all(im, &footer, sizeof(footer), im->size - sizeof(footer),
-                  errp)) {
-        error_setg(errp, "It has %" PRIu64 " bytes: too few", im->size);
-        return NULL;
-    }
-    if (memcmp(footer.magic, SNAPSHOT_FILE_MAGIC, sizeof(footer.magic))) {
-        error_setg(errp, "It does not end as a file of "
-                   "x-snapshot-device-export does: it is none, or is not "
-                   "complete");
+    if (!snapshot_import_read(im, &footer, sizeof(footer),
+                              im->size - sizeof(footer), errp)) {
         return NULL;
     }
     if (be32_to_cpu(footer.crc) !=
@@ -93,12 +81,12 @@ static char *read_description(Import *im, Error **errp)
     }
     length = be32_to_cpu(footer.length);
     if (length > DESCRIPTION_MAX ||
-        !is_inside(im, be64_to_cpu(footer.offset), length)) {
+        !snapshot_import_has(im, be64_to_cpu(footer.offset), length)) {
         error_setg(errp, "Its description is not in it");
         return NULL;
     }
     text = g_malloc(length + 1);
-    if (!read_all(im, text, length, be64_to_cpu(footer.offset), errp)) {
+    if (!snapshot_import_read(im, text, length, be64_to_cpu(footer.offset), errp)) {
         return NULL;
     }
     text[length] = 0;
@@ -110,7 +98,7 @@ static char *read_description(Import *im, Error **errp)
     return g_steal_pointer(&text);
 }
 
-static bool parse_description(Import *im, Error **errp)
+static bool parse_description(SnapshotImport *im, Error **errp)
 {
     g_autofree char *text = read_description(im, errp);
     QObject *obj;
@@ -131,7 +119,7 @@ static bool parse_description(Import *im, Error **errp)
 }
 
 /* What differs between the machine that was saved and this one? */
-static bool check_machine(const Import *im, Error **errp)
+static bool check_machine(const SnapshotImport *im, Error **errp)
 {
     g_autoptr(strList) here = vm_snapshot_fingerprint();
     const SnapshotFile *d = im->description;
@@ -163,7 +151,7 @@ static bool check_machine(const Import *im, Error **errp)
     return true;
 }
 
-static bool check_parts(const Import *im, Error **errp)
+static bool check_parts(const SnapshotImport *im, Error **errp)
 {
     const size_t most = MiB;
     g_autofree uint8_t *buf = g_malloc(most);
@@ -174,7 +162,7 @@ static bool check_parts(const Import *im, Error **errp)
         uint32_t crc = 0;
         uint64_t done;
 
-        if (!is_inside(im, part->offset, part->length)) {
+        if (!snapshot_import_has(im, part->offset, part->length)) {
             error_setg(errp, "It is cut off: %" PRIu64 " bytes at %" PRIu64
                        " are not in it", part->length, part->offset);
             return false;
@@ -182,7 +170,7 @@ static bool check_parts(const Import *im, Error **errp)
         for (done = 0; done < part->length; done += most) {
             size_t n = MIN(most, part->length - done);
 
-            if (!read_all(im, buf, n, part->offset + done, errp)) {
+            if (!snapshot_import_read(im, buf, n, part->offset + done, errp)) {
                 return false;
             }
             crc = crc32(crc, buf, n);
@@ -196,48 +184,49 @@ static bool check_parts(const Import *im, Error **errp)
     return true;
 }
 
-static bool add_block(Import *im, const SnapshotFileBlock *d, Error **errp)
+bool snapshot_import_add_block(SnapshotImport *im, RAMSnapshotFileBlock *b,
+                               uint64_t bitmap, Error **errp)
 {
-    const size_t nr_pages = d->length / qemu_target_page_size();
+    const size_t nr_pages = b->length / qemu_target_page_size();
     const size_t bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
-    RAMSnapshotFileBlock b = {
-        .length = d->length,
-        .pages = d->pages,
-    };
 
-    if (d->length % qemu_target_page_size() ||
-        d->pages % qemu_real_host_page_size() ||
-        !is_inside(im, d->pages, d->length) ||
-        !is_inside(im, d->bitmap, bytes)) {
+    if (b->length % qemu_target_page_size() ||
+        b->pages % qemu_real_host_page_size() ||
+        !snapshot_import_has(im, b->pages, b->length) ||
+        !snapshot_import_has(im, bitmap, bytes)) {
         error_setg(errp, "RAM block '%s' of %" PRIu64 " bytes is not in it, "
-                   "or not at whole pages", d->name, d->length);
+                   "or not at whole pages", b->idstr, b->length);
+        g_free(b->idstr);
         return false;
     }
-    b.idstr = g_strdup(d->name);
-    b.bitmap = g_try_malloc(bytes);
-    g_array_append_val(im->blocks, b);
-    if (bytes && !b.bitmap) {
+    b->bitmap = g_try_malloc(bytes);
+    g_array_append_vals(im->blocks, b, 1);
+    if (bytes && !b->bitmap) {
         error_setg(errp, "There is no memory for %zu bytes", bytes);
         return false;
     }
-    return read_all(im, b.bitmap, bytes, d->bitmap, errp);
+    return snapshot_import_read(im, b->bitmap, bytes, bitmap, errp);
 }
 
-static bool read_blocks(Import *im, Error **errp)
+static bool read_blocks(SnapshotImport *im, Error **errp)
 {
     const SnapshotFileBlockList *l;
 
-    im->blocks = g_array_new(false, false, sizeof(RAMSnapshotFileBlock));
-    g_array_set_clear_func(im->blocks, clear_block);
     for (l = im->description->blocks; l; l = l->next) {
-        if (!add_block(im, l->value, errp)) {
+        RAMSnapshotFileBlock b = {
+            .idstr = g_strdup(l->value->name),
+            .length = l->value->length,
+            .pages = l->value->pages,
+        };
+
+        if (!snapshot_import_add_block(im, &b, l->value->bitmap, errp)) {
             return false;
         }
     }
     return true;
 }
 
-static DeviceStateImage *read_devices(Import *im, Error **errp)
+static DeviceStateImage *read_devices(SnapshotImport *im, Error **errp)
 {
     g_autoptr(GArray) sections = g_array_new(false, false,
                                              sizeof(DeviceStateBytes));
@@ -248,7 +237,7 @@ static DeviceStateImage *read_devices(Import *im, Error **errp)
     for (l = im->description->sections; l; l = l->next) {
         const SnapshotFileSection *d = l->value;
 
-        if (!is_inside(im, d->offset, d->length)) {
+        if (!snapshot_import_has(im, d->offset, d->length)) {
             error_setg(errp, "'%s' of %" PRIu64 " bytes is not in it", d->name,
                        d->length);
             return NULL;
@@ -274,7 +263,7 @@ static DeviceStateImage *read_devices(Import *im, Error **errp)
             .length = d->length,
         };
 
-        if (!read_all(im, to, d->length, d->offset, errp)) {
+        if (!snapshot_import_read(im, to, d->length, d->offset, errp)) {
             return NULL;
         }
         g_array_append_val(sections, bytes);
@@ -283,7 +272,7 @@ static DeviceStateImage *read_devices(Import *im, Error **errp)
     return qemu_device_state_open(sections, errp);
 }
 
-static bool check_block_sums(const Import *im, const RAMSnapshotFileBlock *b,
+static bool check_block_sums(const SnapshotImport *im, const RAMSnapshotFileBlock *b,
                              uint64_t *offset, Error **errp)
 {
     const size_t size = qemu_target_page_size();
@@ -294,8 +283,8 @@ static bool check_block_sums(const Import *im, const RAMSnapshotFileBlock *b,
         size_t n = MIN(SNAPSHOT_FILE_SUM_BYTES, b->length - at);
         uint32_t crc = 0, expected;
 
-        if (!read_all(im, &expected, sizeof(expected), *offset, errp) ||
-            !read_all(im, buf, n, b->pages + at, errp)) {
+        if (!snapshot_import_read(im, &expected, sizeof(expected), *offset, errp) ||
+            !snapshot_import_read(im, buf, n, b->pages + at, errp)) {
             return false;
         }
         *offset += sizeof(expected);
@@ -313,7 +302,7 @@ static bool check_block_sums(const Import *im, const RAMSnapshotFileBlock *b,
     return true;
 }
 
-static bool check_sums(const Import *im, Error **errp)
+static bool check_sums(const SnapshotImport *im, Error **errp)
 {
     uint64_t offset = im->description->page_sums;
 
@@ -327,7 +316,7 @@ static bool check_sums(const Import *im, Error **errp)
     return true;
 }
 
-static bool open_file(Import *im, Error **errp)
+static bool open_file(SnapshotImport *im, Error **errp)
 {
     struct stat st;
 
@@ -347,43 +336,56 @@ static bool open_file(Import *im, Error **errp)
 static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
                         Error **errp)
 {
-    Import *im = opaque;
+    SnapshotImport *im = opaque;
 
-    slot->devices = read_devices(im, errp);
+    if (im->description) {
+        slot->devices = read_devices(im, errp);
+        slot->suspended = im->description->suspended;
+    } else {
+        slot->devices = snapshot_import_stream(im, errp);
+    }
     if (!slot->devices) {
         return false;
     }
-    slot->ram = ram_snapshot_open(s->store, im->fd, im->name, im->blocks, true,
-                                  errp);
-    slot->suspended = im->description->suspended;
+    slot->ram = ram_snapshot_open(s->store, im->fd, im->name, im->blocks,
+                                  im->description, errp);
     return slot->ram;
 }
 
-static bool import(VMSnapshot *s, unsigned n, Import *im, bool check,
-                   Error **errp)
+static bool read_file(SnapshotImport *im, bool check, Error **errp)
 {
-    return open_file(im, errp) && parse_description(im, errp) &&
-        check_machine(im, errp) && check_parts(im, errp) &&
-        read_blocks(im, errp) && (!check || check_sums(im, errp)) &&
-        vm_snapshot_fill(s, n, make_images, im, errp);
+    if (!has_footer(im)) {
+        if (check) {
+            error_setg(errp, "It has no sums: it was not written by "
+                       "x-snapshot-device-export");
+            return false;
+        }
+        return snapshot_import_header(im, errp);
+    }
+    return parse_description(im, errp) && check_machine(im, errp) &&
+        check_parts(im, errp) && read_blocks(im, errp) &&
+        (!check || check_sums(im, errp));
 }
 
 bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file, bool check,
-                      Error **errp)
+                      bool *is_stream, Error **errp)
 {
-    Import im = { .name = file, .fd = -1 };
+    SnapshotImport im = { .name = file, .fd = -1 };
     ERRP_GUARD();
-    bool ok = import(s, n, &im, check, errp);
+    bool ok;
 
+    im.blocks = g_array_new(false, false, sizeof(RAMSnapshotFileBlock));
+    g_array_set_clear_func(im.blocks, clear_block);
+    ok = open_file(&im, errp) && read_file(&im, check, errp) &&
+        vm_snapshot_fill(s, n, make_images, &im, errp);
+    *is_stream = !im.description;
     if (!ok) {
-        error_prepend(errp, "'%s' cannot be put into slot %u: ", file, n);
+        error_prepend(errp, "'%s' cannot be loaded: ", file);
     }
     if (im.fd >= 0) {
         close(im.fd);
     }
-    if (im.blocks) {
-        g_array_unref(im.blocks);
-    }
+    g_array_unref(im.blocks);
     g_free(im.sections);
     qapi_free_SnapshotFile(im.description);
     return ok;

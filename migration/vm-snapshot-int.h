@@ -104,6 +104,9 @@ void vm_snapshot_clear_slot(VMSnapshotSlot *slot);
 SnapshotDeviceMismatches *vm_snapshot_verify_slot(VMSnapshot *s, unsigned slot,
                                                   Error **errp);
 
+/** vm_snapshot_move_slot: to another, whose snapshot is freed */
+void vm_snapshot_move_slot(VMSnapshot *s, unsigned from, unsigned to);
+
 typedef bool VMSnapshotFillFunc(VMSnapshot *s, VMSnapshotSlot *slot,
                                 void *opaque, Error **errp);
 
@@ -214,9 +217,13 @@ struct Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id,
 
 /* vm-snapshot-import.c: make a slot of a file */
 
-/** vm_snapshot_open: as vm_snapshot_import() */
+/**
+ * vm_snapshot_open: as vm_snapshot_import()
+ * @is_stream: set if it is a file of QEMU's own migration: then nobody knows
+ *             whether devices can be loaded from it before that was tried
+ */
 bool vm_snapshot_open(VMSnapshot *s, unsigned slot, const char *file,
-                      bool check, Error **errp);
+                      bool check, bool *is_stream, Error **errp);
 
 /* vm-snapshot-fingerprint.c: what a machine is made of */
 

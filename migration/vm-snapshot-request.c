@@ -343,9 +343,37 @@ Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
     return job;
 }
 
+static bool nothing(void *opaque, Error **errp)
+{
+    return true;
+}
+
+/*
+ * What nobody can check before, a stream that QEMU has written, is loaded now,
+ * in a slot of its own, and the machine put back.
+ */
+static bool vm_snapshot_do_import(VMSnapshot *s, unsigned slot,
+                                  const char *file, bool check, Error **errp)
+{
+    const unsigned trial = s->config.slots + 1;
+    bool is_stream;
+
+    if (!vm_snapshot_open(s, trial, file, check, &is_stream, errp)) {
+        return false;
+    }
+    if (is_stream && !vm_snapshot_visit(s, trial, nothing, NULL, errp)) {
+        error_prepend(errp, "'%s' cannot be loaded: ", file);
+        vm_snapshot_clear_slot(&s->slots[trial]);
+        return false;
+    }
+    vm_snapshot_move_slot(s, trial, slot);
+    return true;
+}
+
 bool vm_snapshot_import(VMSnapshot *s, unsigned slot, const char *file,
                         bool check, Error **errp)
 {
+    ERRP_GUARD();
     bool ok;
 
     if (!vm_snapshot_end_request(s, errp) ||
@@ -353,9 +381,23 @@ bool vm_snapshot_import(VMSnapshot *s, unsigned slot, const char *file,
         return false;
     }
     vm_snapshot_set_state(s, REQUEST_RUNNING);
-    ok = vm_snapshot_open(s, slot, file, check, errp);
+    ok = vm_snapshot_do_import(s, slot, file, check, errp);
     vm_snapshot_set_state(s, REQUEST_IDLE);
     return ok;
+}
+
+static bool vm_snapshot_load_file(VMSnapshot *s, Error **errp)
+{
+    const unsigned slot = s->config.load_slot;
+    bool is_stream, ok;
+
+    if (vm_snapshot_refused(s, VM_SNAPSHOT_SAVE, slot, errp)) {
+        return false;
+    }
+    vm_snapshot_set_state(s, REQUEST_RUNNING);
+    ok = vm_snapshot_open(s, slot, s->load, false, &is_stream, errp);
+    vm_snapshot_set_state(s, REQUEST_IDLE);
+    return ok && !vm_snapshot_run(s, VM_SNAPSHOT_RESTORE, slot, errp);
 }
 
 bool vm_snapshot_load_at_start(Error **errp)
@@ -363,15 +405,12 @@ bool vm_snapshot_load_at_start(Error **errp)
     VMSnapshot *s = vm_snapshot_engine();
     ERRP_GUARD();
 
-    if (s) {
-        vm_snapshot_fingerprint_init();
-    }
-    if (!s || !s->load) {
+    if (!s) {
         return true;
     }
-    if (!vm_snapshot_import(s, s->config.load_slot, s->load, false, errp) ||
-        vm_snapshot_run(s, VM_SNAPSHOT_RESTORE, s->config.load_slot, errp)) {
-        error_prepend(errp, "-device snapshot,load=%s: ", s->load);
+    vm_snapshot_fingerprint_init();
+    if (s->load && !vm_snapshot_load_file(s, errp)) {
+        error_prepend(errp, "-device snapshot,load=: ");
         return false;
     }
     return true;
@@ -447,8 +486,8 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     s->config.load = NULL;
     s->load = g_strdup(config->load);
     s->overlay_dir = g_strdup(config->overlay_dir);
-    /* One more, for vm_snapshot_visit() */
-    s->slots = g_new0(VMSnapshotSlot, config->slots + 1);
+    /* One more for vm_snapshot_visit(), and one to try files */
+    s->slots = g_new0(VMSnapshotSlot, config->slots + 2);
     the_engine = s;
     object_property_add_child(parent, "engine", OBJECT(s));
     object_unref(OBJECT(s));

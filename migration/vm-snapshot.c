@@ -179,6 +179,13 @@ int vm_snapshot_save(VMSnapshot *s, unsigned n, Error **errp)
     return ret;
 }
 
+void vm_snapshot_move_slot(VMSnapshot *s, unsigned from, unsigned to)
+{
+    vm_snapshot_clear_slot(&s->slots[to]);
+    s->slots[to] = s->slots[from];
+    s->slots[from] = (VMSnapshotSlot) { };
+}
+
 bool vm_snapshot_fill(VMSnapshot *s, unsigned n, VMSnapshotFillFunc *func,
                       void *opaque, Error **errp)
 {
