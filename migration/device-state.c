@@ -940,6 +940,20 @@ static bool load_stream(const DeviceStateImage *image, Error **errp)
     return !ret;
 }
 
+/* After a reset of the machine, and with all loaded, lists of steps heal. */
+static void check_loaded(DeviceStateImage *image)
+{
+    for (unsigned i = 0; i < image->sections->len; i++) {
+        DeviceSection *section = section_at(image, i);
+
+        section->after_reset = true;
+        if (se_has_state(section->se)) {
+            section_check(image, section, true);
+        }
+    }
+    note_touched(image);
+}
+
 static bool load_sections(DeviceStateImage *image, Error **errp)
 {
     G_GNUC_UNUSED g_auto(InMemory) begun = in_memory_begin();
@@ -953,15 +967,9 @@ static bool load_sections(DeviceStateImage *image, Error **errp)
             return false;
         }
     }
-    for (i = 0; i < image->sections->len; i++) {
-        DeviceSection *section = section_at(image, i);
-
-        section->after_reset = true;
-        if (se_has_state(section->se)) {
-            section_check(image, section, true);
-        }
+    if (!image->opened) {
+        check_loaded(image);
     }
-    note_touched(image);
     cpu_synchronize_all_post_init();
     return true;
 }

@@ -75,7 +75,7 @@ typedef struct DirtySnapshot {
 typedef struct Piece {
     ImageFile *file;
     uint32_t first, nr;         /* of pages */
-    uint32_t used;              /* how many have references */
+    uint64_t used;              /* references, to all of them */
 } Piece;
 
 typedef struct DirtyStore {
@@ -292,14 +292,14 @@ static void file_pages_unref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
 
     for (i = 0; i < nr; i++) {
         file_page = table[i];
-        if (file_page == ZERO_PAGE || --*page_refs(ds, file_page)) {
-            continue;
-        }
         piece = find_piece(ds, file_page);
         if (piece) {
             if (!--piece->used && piece->file != ds->lies_on) {
                 drop_piece(ds, piece);
             }
+            continue;
+        }
+        if (file_page == ZERO_PAGE || --*page_refs(ds, file_page)) {
             continue;
         }
         g_array_append_val(ds->free, file_page);
@@ -318,7 +318,13 @@ static void file_pages_ref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
     uint32_t i;
 
     for (i = 0; i < nr; i++) {
-        ++*page_refs(ds, table[i]);
+        Piece *piece = find_piece(ds, table[i]);
+
+        if (piece) {
+            piece->used++;
+        } else {
+            ++*page_refs(ds, table[i]);
+        }
     }
 }
 
@@ -672,7 +678,8 @@ static void save_undo(DirtyStore *ds, ImageNode *node)
 
     for (i = 0; i < node->nr_pages; i++) {
         page = node->table[i];
-        if (page != ZERO_PAGE && !*page_refs(ds, page)) {
+        if (page != ZERO_PAGE && !find_piece(ds, page) &&
+            !*page_refs(ds, page)) {
             g_array_append_val(ds->free, page);
         }
     }
@@ -713,19 +720,20 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
 }
 
 /* Enter the pages that a file has of a block in a node's table. */
-static void add_file_block(DirtyStore *ds, ImageNode *node,
+static void add_file_block(const DirtyStore *ds, ImageNode *node,
                            const SavedBlock *b, Piece *piece)
 {
     const size_t pages = b->length >> ds->page_bits;
     const uint32_t to = b->offset >> ds->page_bits;
     const uint32_t from = piece->first + (b->pos >> ds->page_bits);
-    size_t i = 0;
+    size_t i = 0, end;
 
     while ((i = find_next_bit(b->bitmap, pages, i)) < pages) {
-        node->table[to + i] = from + i;
-        *page_refs(ds, from + i) = 1;
-        piece->used++;
-        i++;
+        end = find_next_zero_bit(b->bitmap, pages, i);
+        piece->used += end - i;
+        for (; i < end; i++) {
+            node->table[to + i] = from + i;
+        }
     }
 }
 
@@ -910,7 +918,8 @@ static void place(DirtyStore *ds, ImageNode *node)
 
         mapped[i] = map_block(node->file, b);
         /* Who draws what is in it has to look at it again. */
-        if (mapped[i] && memory_region_get_dirty_log_mask(b->rb->mr)) {
+        if (mapped[i] && memory_region_get_dirty_log_mask(b->rb->mr) &
+                         BIT(DIRTY_MEMORY_VGA)) {
             memory_region_set_dirty(b->rb->mr, 0, b->used_length);
         }
     }
