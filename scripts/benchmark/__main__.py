@@ -34,7 +34,7 @@ COSTS = ROOT / 'docs' / 'system' / 'devices' / 'snapshot-costs.rst.inc'
 
 # Lists of the results beside "records", each of which a record names
 KINDS = 'machines', 'devices', 'busy', 'calls', 'disks', \
-    'throughput', 'loop'
+    'throughput', 'loop', 'files'
 
 
 def command_output(*command):
@@ -91,6 +91,8 @@ def say_record(record):
                 f'{record["unit"]}')
     if record.get('what') == 'loop':
         return f'{record["way"]}: {report.thousands(record["per_second"])}/s'
+    if record.get('what') == 'files':
+        return report.say_file(record)
     if record.get('what') == 'disks':
         return f'{report.number(record["us"]["median"])} us'
     if record.get('what') in ('devices', 'busy'):

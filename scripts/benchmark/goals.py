@@ -8,6 +8,7 @@ import collections
 
 import devices
 import disks
+import files
 import loop
 
 # measured and plain: text, or None; met: None if it was not measured
@@ -48,6 +49,7 @@ class Records:
         self.disks = {d['clusters']: d for d in results.get('disks', [])}
         self.throughput = results.get('throughput', [])
         self.loop = results.get('loop', [])
+        self.files = results.get('files', [])
 
     def all(self, **wanted):
         return [r for r in self.records if wanted.items() <= r.items()]
@@ -82,6 +84,10 @@ class Records:
         record = next((x for x in self.loop
                        if (x['guest'], x['way']) == (guest, way)), {})
         return ({}, record['why']) if 'why' in record else (record, None)
+
+    def files_of(self, way):
+        """Those that measured it, in the order of the run"""
+        return [x for x in self.files if x['way'] == way and 'why' not in x]
 
     def floor(self, engine, pages):
         return self.get(engine, pages=pages, accel=None)
@@ -214,6 +220,21 @@ def rows(r):
     value, why = demo_over_loadvm(r)
     ratio('the fuzzing loop, kernel demo: rate, of loadvm alone', value, '-',
           loop.GOAL_LOADVM, most=False, why=why)
+    for x in r.files_of(files.EXPORT):
+        ratio(f'{x["name"]}: rate of an export, of fio', x['ratio'] or None,
+              '-', files.GOAL_SAVE, most=False,
+              why=None if x['ratio'] else 'there is no fio')
+    for way in files.WAYS:
+        for x in r.files_of(way) if way != files.EMPTY else ():
+            ratio(f'{x["name"]}, {way}: time, of an empty machine', x['ratio'],
+                  '-', files.GOAL_START)
+    for x in r.files_of('all'):
+        ratio(f'{x["name"]}: restores a second, of one that saved itself',
+              x['rate_ratio'], '-', files.GOAL_WORKER, most=False)
+        result.append(Row(f'{x["name"]}: memory of each', None, '-',
+                          f'≤ {files.GOAL_WORKER_MIB} MiB',
+                          f'{x["pss_mib"]:.1f} MiB',
+                          x['pss_mib'] <= files.GOAL_WORKER_MIB, None))
     added('an idle device adds, nine of ten', devices.nine_of_ten(r), ADDED[0],
           'each device')
     for what, records, goal, skipped in (

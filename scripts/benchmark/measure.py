@@ -64,6 +64,9 @@ class Effort:
     fio_seconds: int
     loop: int           # rounds of the fuzzing loop and its rivals
     loop_seconds: float
+    saves: int          # of a slot to a file, and of each other way
+    starts: int         # from it
+    workers: int        # that share it
 
 
 class Bench:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from calls import calls
 import devices
+import files
 from disks import disks, PATTERNS, throughput, WAYS
 import loop
 from measure import Effort, Setup, kvm_missing
@@ -19,15 +20,18 @@ EFFORTS = {
     'quick': Effort(restores=1000, seconds=1.5, rate_seconds=0.5, stock=30,
                     stock_seconds=4, floor_seconds=0.8, turns=8,
                     turn_seconds=0.2, calls_seconds=1.5, fio=3,
-                    fio_seconds=1, loop=3, loop_seconds=0.7),
+                    fio_seconds=1, loop=3, loop_seconds=0.7, saves=2,
+                    starts=7, workers=8),
     'full': Effort(restores=1000, seconds=12, rate_seconds=2, stock=100,
                    stock_seconds=15, floor_seconds=3, turns=20,
                    turn_seconds=0.25, calls_seconds=3, fio=5, fio_seconds=3,
-                   loop=5, loop_seconds=1.5),
+                   loop=5, loop_seconds=1.5, saves=5, starts=25,
+                   workers=100),
     'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1, stock=3,
                         stock_seconds=0, floor_seconds=0.1, turns=3,
                         turn_seconds=0.05, calls_seconds=0.3, fio=1,
-                        fio_seconds=1, loop=1, loop_seconds=0.2),
+                        fio_seconds=1, loop=1, loop_seconds=0.2, saves=1,
+                        starts=1, workers=2),
 }
 
 CLUSTERS = 0, 10, 1000, 10000
@@ -188,6 +192,19 @@ class Plan:
         self.add('the fuzzing loop, kernel demo', 15 + each, loop.demo,
                  self.bench)
 
+    def files(self, *mib):
+        for percent in files.USED:
+            self.add(f'files: save, {percent} % of RAM used', 2 +
+                     self.effort.saves * percent / 2, files.save, self.bench,
+                     percent)
+        for ram in mib:
+            self.add(f'files: start, {ram} MiB', 2 + ram / 500 +
+                     self.effort.starts * (1 + ram / 4000), files.starts,
+                     self.bench, ram)
+        self.add('files: workers', 5 + self.effort.workers / 5 +
+                 2 * self.effort.turns * self.effort.turn_seconds,
+                 files.workers, self.bench)
+
     def devices(self, wanted=None):
         qemu = self.bench.qemu
         reason = devices.missing(qemu)
@@ -215,6 +232,7 @@ class Plan:
         self.calls(*shapes.CALLS)
         self.disks(*CLUSTERS)
         self.loop()
+        self.files(256, 1024)
         self.skipped.append(('sweeps of RAM and vCPUs', 'a quick run'))
         for what in 'each device', 'busy devices':
             self.skipped.append((what, 'a quick run'))
@@ -243,6 +261,7 @@ class Plan:
         self.calls(*shapes.CALLS)
         self.disks(*CLUSTERS)
         self.loop()
+        self.files(256, 1024, 8192)
         self.busy(shapes.TASKS)
         self.devices()
 
@@ -259,6 +278,7 @@ class Plan:
         self.calls(*shapes.bare(shapes.CALLS))
         self.disks(10, 1000, 10000)
         self.loop()
+        self.files(256)
         name, task = next(iter(shapes.TASKS.items()))
         self.busy({name: task})
         self.devices(shapes.SELF_TEST_DEVICES)

@@ -229,6 +229,27 @@ def loop(r):
             ['', 'runs', 'of restores', 'guest', 'restore', 'hand-off'], lines)
 
 
+def say_file(x):
+    """What was measured of a slot in a file, in a few words"""
+    if 'rate' in x:
+        stood = f', stood {x["stood_ms"]:.0f} ms' if 'stood_ms' in x else ''
+        return f'{x["way"]}: {x["rate"] / 1e9:.2f} GB/s{stood}'
+    if 'ms' in x:
+        return f'{x["way"]}: {x["ms"]:.0f} ms'
+    return (f'{x["pss_mib"]:.1f} MiB each, {x["pss_most_mib"]:.1f} at most; '
+            f'all started in {x["start_ms"]:.0f} ms')
+
+
+def files(r):
+    return ('Slots in files: to write one, of a machine with RAM that is not '
+            'zero, brought to the disk; to start from one, until the guest '
+            'runs; and what many that share one take',
+            ['', 'way', 'measured', 'ratio'],
+            [[x['name'], x['way'], say_file(x).split(': ', 1)[-1],
+              times(x.get('ratio') or x.get('rate_ratio')) or '-']
+             for x in r.files if 'why' not in x])
+
+
 def host_lines(results):
     host = results['host']
     before, after = (', '.join(map(str, host[name]))
@@ -252,7 +273,8 @@ def text(results):
     r = Records(results)
     for title, head, lines in (restores(r), floors(r), fits(r), methods(r),
                                machines(r), calls(r), disks(r), throughput(r),
-                               loop(r), each_device(r), busy(r), goals(r)):
+                               loop(r), files(r), each_device(r), busy(r),
+                               goals(r)):
         if not lines:
             continue
         yield ''
@@ -262,7 +284,7 @@ def text(results):
     yield ''
     skipped = results['skipped'] + [
         [x.get('name') or f'{x["guest"]}, {x["way"]}', x['why']]
-        for kind in ('machines', 'calls', 'loop')
+        for kind in ('machines', 'calls', 'loop', 'files')
         for x in results.get(kind, []) if 'why' in x]
     for what, why in skipped:
         yield f'Not measured: {what}: {why}'
@@ -285,7 +307,7 @@ def rst(results):
     yield ''
     for title, head, lines in (methods(r), restores(r, 10), fits(r),
                                machines(r), calls(r), disks(r), throughput(r),
-                               loop(r), busy(r)):
+                               loop(r), files(r), busy(r)):
         if not lines:
             continue
         yield from textwrap.wrap(f'{title}:', 79)

@@ -65,6 +65,8 @@ def tests(results, made, file):
     yield 'the fuzzing loop was measured', \
         {'toy', 'kernel demo'} == {x['guest'] for x in read['loop']} and \
         read['loop'][0]['ratio'] > 0
+    yield 'files were written, and machines started from them', \
+        {'rate', 'ms', 'pss_mib'} <= {key for x in read['files'] for key in x}
     yield 'there is a table of the devices', \
         all(any(name in line for line in report.costs(read))
             for name in SELF_TEST_DEVICES)

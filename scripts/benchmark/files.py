@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Slots in files: how fast one is written, how soon a machine starts from one, what
+many that share one take.  QEMU's own ways to do that are measured beside them.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+
+from loop import OPTIONS, restores_in
+from machine import BenchError, Machine
+from measure import qemu_img
+import stats
+
+EXPORT = 'export of a slot'
+# QEMU's own: a stopped machine, and its file brought to the disk
+MIGRATIONS = {
+    'migrate file:': {},
+    'migrate, mapped-ram': {'mapped-ram': True},
+    'migrate, mapped-ram, multifd': {'mapped-ram': True, 'multifd': True},
+    'migrate, the same, direct-io': {'mapped-ram': True, 'multifd': True,
+                                     'direct-io': True},
+}
+SAVEVM = 'savevm'
+FIO = 'fio, direct, as many bytes'
+SAVE_MIB = 1024
+USED = 10, 90           # percent of RAM that are not zero
+
+EMPTY = 'an empty machine'
+WAYS = {EMPTY: '', 'load=, ram=dirty': 'dirty', 'load=, ram=remap': 'remap'}
+INCOMING = '-incoming file:, mapped-ram'
+COLD = 'load=, ram=dirty, not in the page cache'
+
+# The least of fio's rate, the most of an empty machine's start
+GOAL_SAVE, GOAL_START = 0.9, 1.2
+# MiB beside what a worker has written to, and the least of the restores a second
+# of a machine that saved itself
+GOAL_WORKER_MIB, GOAL_WORKER = 60, 0.95
+WORKER_MIB = 1024
+
+
+def base(mib):
+    return ['-machine', 'q35', '-accel', 'tcg', '-nodefaults', '-display',
+            'none', '-m', f'{mib}M']
+
+
+def fill(directory, mib, percent):
+    """A file to be the RAM of a machine, of which so much is not zero"""
+    path = f'{directory}/ram'
+    noise = os.urandom(1 << 20)
+    with open(path, 'wb') as f:
+        # Each page has to be another one, or a file system might find out.
+        for i in range(mib * percent // 100):
+            f.write(i.to_bytes(8, 'little') + noise[8:])
+        f.truncate(mib << 20)
+    return ['-object', f'memory-backend-file,id=pc.ram,size={mib}M,'
+            f'mem-path={path},share=off', '-machine', 'memory-backend=pc.ram']
+
+
+def written(path):
+    return os.stat(path).st_blocks * 512
+
+
+def wait_job(m, job, timeout=600):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        found = [j for j in m.qmp('query-jobs') if j['id'] == job]
+        if found and found[0]['status'] == 'concluded':
+            m.qmp('job-dismiss', id=job)
+            if 'error' in found[0]:
+                m.fail(found[0]['error'])
+            return
+        time.sleep(0.002)
+    m.fail(f'{job} does not end')
+
+
+def export(m, path):
+    """Seconds that the command takes, while the guest stands; and in all"""
+    start = time.monotonic()
+    m.qmp('x-snapshot-device-export', job_id='bench', slot=0, file=path)
+    stood = time.monotonic() - start
+    wait_job(m, 'bench')
+    return stood, time.monotonic() - start
+
+
+def sync(path):
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def migrate(m, path, capabilities):
+    m.qmp('migrate-set-capabilities', capabilities=[
+        {'capability': name, 'state': True} for name in capabilities
+        if name != 'direct-io'])
+    m.qmp('migrate-set-parameters', max_bandwidth=1 << 40,
+          **({'multifd_channels': 4} if 'multifd' in capabilities else {}),
+          **({'direct_io': True} if 'direct-io' in capabilities else {}))
+    start = time.monotonic()
+    m.qmp('migrate', uri=f'file:{path}')
+    while (status := m.qmp('query-migrate')['status']) != 'completed':
+        if status in ('failed', 'cancelled'):
+            raise BenchError(f'migrate {capabilities}: {status}')
+        time.sleep(0.002)
+    sync(path)
+    return time.monotonic() - start
+
+
+def savevm(m, path):
+    start = time.monotonic()
+    m.hmp('savevm bench')
+    sync(path)
+    return time.monotonic() - start
+
+
+def fio(directory, size):
+    """Bytes a second, of four writers, or None"""
+    if not shutil.which('fio'):
+        return None
+    said = subprocess.run(
+        ['fio', '--name=bench', f'--directory={directory}', '--rw=write',
+         '--bs=1M', '--direct=1', '--ioengine=psync', '--numjobs=4',
+         f'--size={max(size // 4, 1 << 20)}', '--end_fsync=1',
+         '--group_reporting', '--output-format=json', '--unlink=1'],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    write = json.loads(said[said.index(b'{'):])['jobs'][0]['write']
+    return write['io_bytes'] / (write['runtime'] / 1000)
+
+
+def save(bench, percent):
+    """A list of records, one for each way to save a machine"""
+    rates, stood = {}, []
+    directory = tempfile.mkdtemp(dir=bench.directory)
+    ram = fill(directory, SAVE_MIB, percent)
+    path = f'{directory}/file'
+    image = f'{directory}/image'
+
+    def machine(*more):
+        return Machine(bench.qemu, [*base(SAVE_MIB), *ram, '-S', *more],
+                       directory)
+
+    def add(way, seconds, size):
+        rates.setdefault(way, []).append(size / seconds)
+
+    for _ in range(bench.effort.saves):
+        with machine('-device', 'snapshot') as m:
+            m.qmp('x-snapshot-device-save', slot=0)
+            # The first touches what was never touched.
+            for i in range(2):
+                stands, seconds = export(m, path)
+            stood.append(stands)
+            add(EXPORT, seconds, written(path))
+        size = written(path)
+        for way, capabilities in MIGRATIONS.items():
+            os.unlink(path)
+            with machine() as m:
+                add(way, migrate(m, path, capabilities), size)
+        subprocess.run([qemu_img(bench.qemu), 'create', '-q', '-f', 'qcow2', image,
+                        f'{8 * SAVE_MIB}M'], check=True)
+        with machine('-drive', f'file={image},if=none') as m:
+            add(SAVEVM, savevm(m, image), size)
+        os.unlink(image)
+        rate = fio(directory, size)
+        if rate:
+            rates.setdefault(FIO, []).append(rate)
+    shutil.rmtree(directory)
+    records = [{'what': 'files', 'name': f'save, {percent} % of RAM used',
+                'way': way, 'rate': stats.median(found),
+                'ratio': FIO in rates and stats.median(
+                    [a / b for a, b in zip(found, rates[FIO])])}
+               for way, found in rates.items()]
+    records[0]['stood_ms'] = 1000 * stats.median(stood)
+    if FIO not in rates:
+        records.append({'what': 'files', 'name': records[0]['name'],
+                        'way': FIO, 'why': 'there is no fio: apt-get install '
+                        'fio'})
+    return records
+
+
+def start_ms(bench, args, directory):
+    """Until the guest runs"""
+    with Machine(bench.qemu, args, directory) as m:
+        return 1000 * (m.wait_event('RESUME') - m.started) \
+            if not m.qmp('query-status')['running'] else \
+            1000 * (time.monotonic() - m.started)
+
+
+def forget(path):
+    """Let the host's page cache have nothing of a file"""
+    sync(path)
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def starts(bench, mib):
+    """A list of records, one for each way to start"""
+    directory = tempfile.mkdtemp(dir=bench.directory)
+    path = f'{directory}/file'
+    with Machine(bench.qemu, [*base(mib), *fill(directory, mib, 10),
+                              '-device', 'snapshot'], directory) as m:
+        m.qmp('x-snapshot-device-save', slot=0)
+        export(m, path)
+    os.unlink(f'{directory}/ram')
+    ways = {way: [*base(mib), '-device', f'snapshot,ram={ram},load={path}' if
+                  ram else 'snapshot'] for way, ram in WAYS.items()}
+    ways[INCOMING] = [*base(mib), '-global', 'migration.mapped-ram=on',
+                      '-incoming', f'file:{path}']
+    times = {}
+    for _ in range(bench.effort.starts):
+        for way, args in ways.items():
+            times.setdefault(way, []).append(start_ms(bench, args, directory))
+        forget(path)
+        times.setdefault(COLD, []).append(
+            start_ms(bench, ways['load=, ram=dirty'], directory))
+    shutil.rmtree(directory)
+    return [{'what': 'files', 'name': f'start, {mib} MiB', 'way': way,
+             'ms': stats.median(found),
+             'ratio': stats.median(sorted(found)) /
+             stats.median(sorted(times[EMPTY]))}
+            for way, found in times.items()]
+
+
+def toy(bench, directory, *more):
+    args = [x for x in OPTIONS]
+    args[args.index('-m') + 1] = f'{WORKER_MIB}M'
+    return Machine(bench.qemu, [*args, '-display', 'none', '-kernel',
+                                str(bench.image), '-append',
+                                'case=fuzz alone=1', '-device',
+                                ','.join(['snapshot', *more])], directory)
+
+
+def memory_mib(m):
+    with open(f'/proc/{m.process.pid}/smaps_rollup', encoding='ascii') as f:
+        return int(re.search(r'^Pss: +(\d+) kB', f.read(), re.M)[1]) / 1024
+
+
+def workers(bench):
+    """Records: a machine that saved itself, and many that share its file"""
+    directory = tempfile.mkdtemp(dir=bench.directory)
+    path = f'{directory}/file'
+    count = bench.effort.workers
+    rates = {'itself': [], 'a file': []}
+    alone, all_started, pss = [], [], []
+    with toy(bench, directory) as m:
+        m.wait_boot('the guest is there')
+        m.qmp('stop')
+        export(m, path)
+        load = f'load={path}'
+        with toy(bench, tempfile.mkdtemp(dir=directory), load) as w:
+            w.qmp('stop')
+            for _ in range(bench.effort.turns):
+                for name, of in ('itself', m), ('a file', w):
+                    rates[name].append(restores_in(
+                        of, bench.effort.turn_seconds))
+    for _ in range(3):
+        begin = time.monotonic()
+        with toy(bench, tempfile.mkdtemp(dir=directory), load):
+            alone.append(time.monotonic() - begin)
+    with contextlib.ExitStack() as stack:
+        begin = time.monotonic()
+        machines = []
+        for _ in range(count):
+            machines.append(stack.enter_context(
+                toy(bench, tempfile.mkdtemp(dir=directory), load)))
+            all_started.append(time.monotonic() - begin)
+        for m in machines:
+            m.qmp('stop')
+        pss = [memory_mib(m) for m in machines]
+    shutil.rmtree(directory)
+    return [{'what': 'files', 'name': f'{count} workers, {WORKER_MIB} MiB',
+             'way': 'all', 'count': count,
+             'rate_ratio': stats.median([a / b for a, b in zip(
+                 rates['a file'], rates['itself'])]),
+             'start_ms': 1000 * all_started[-1],
+             'start_ratio': all_started[-1] / count / stats.median(alone),
+             'pss_mib': stats.median(pss), 'pss_most_mib': max(pss)}]
