@@ -745,6 +745,25 @@ static void snapshot_run_continue(SnapshotRun *run)
     run->stopped = false;
 }
 
+/*
+ * Nothing comes between what puts the machine back here and the run's begin, as
+ * something may have since an earlier restore.
+ */
+static void snapshot_run_begin_pending(SnapshotState *s)
+{
+    SnapshotRun *run = &s->run;
+
+    if (!vm_snapshot_put_back_parked(s->engine, run->slot)) {
+        snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
+        snapshot_run_put_back(s);
+        snapshot_run_continue(run);
+    }
+    if (run->state == SNAPSHOT_RUN_WAITING) {
+        snapshot_run_begin(s);
+        qemu_chr_fe_accept_input(&s->control);
+    }
+}
+
 static void snapshot_run_bh(void *opaque)
 {
     SnapshotState *s = opaque;
@@ -762,10 +781,7 @@ static void snapshot_run_bh(void *opaque)
         qemu_chr_fe_disconnect(&s->control);
     }
     if (run->pending && run->state == SNAPSHOT_RUN_WAITING) {
-        /* If only a restore did, something might come behind that, too. */
-        vm_snapshot_put_back_parked(s->engine, run->slot);
-        snapshot_run_begin(s);
-        qemu_chr_fe_accept_input(&s->control);
+        snapshot_run_begin_pending(s);
     }
 }
 
@@ -857,12 +873,9 @@ static void snapshot_prepare_run(SnapshotState *s)
 
     if (run->state == SNAPSHOT_RUN_ENDING) {
         run->pending = true;
-    } else if (!snapshot_run_is_untouched(run) &&
-               !vm_snapshot_put_back_parked(s->engine, run->slot)) {
-        run->pending = true;
-        snapshot_run_set_state(run, SNAPSHOT_RUN_ENDING);
-        timer_mod(run->retry_timer, get_clock());
-    } else if (stopped && qemu_in_vcpu_thread()) {
+    } else if ((stopped && qemu_in_vcpu_thread()) ||
+               (!snapshot_run_is_untouched(run) &&
+                !vm_snapshot_put_back_parked(s->engine, run->slot))) {
         run->pending = true;
         qemu_bh_schedule(run->bh);
     } else {
