@@ -54,6 +54,11 @@ bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp)
                    RunState_str(runstate_get()));
         return true;
     }
+    if (s->half_done) {
+        error_setg(errp, "A restore has failed half way: restore a snapshot "
+                   "first, or reset the machine");
+        return true;
+    }
     return migration_is_blocked_but_by(s->migration_blocker, s->run_blocker,
                                        errp) ||
         qemu_device_state_blocked(errp) ||

@@ -36,7 +36,6 @@ typedef enum VMSnapshotRequestState {
     REQUEST_ON_VCPU,        /* a work item of @requester carries it out */
     REQUEST_IN_MAIN_LOOP,   /* @bh carries it out, and vCPUs are held */
     REQUEST_RUNNING,        /* it is being carried out */
-    REQUEST_HALF_DONE,      /* @bh ends what a vCPU began; all are held */
     REQUEST_COMMITTING,     /* none: a job writes disks to their images */
     REQUEST__MAX,
 } VMSnapshotRequestState;
@@ -57,6 +56,7 @@ struct VMSnapshot {
     CPUState *requester;
     bool visiting;              /* see vm_snapshot_visit() */
     bool parked;                /* no vCPU runs, the guest's clocks stand */
+    bool half_done;             /* a restore was begun in place, and failed */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
 
@@ -139,15 +139,15 @@ bool vm_snapshot_visit(VMSnapshot *s, unsigned slot, VMSnapshotVisitFunc *func,
 
 /**
  * vm_snapshot_restore_on_vcpu: restore in place, on a vCPU's thread
- * @half_done: set if it fails and the machine has changed already
  *
  * No thread is woken, nothing is drained: vm_snapshot_needs_drain() is false.
  * @self is between two instructions, and no other vCPU is in cpu_exec().
  *
- * Returns: false if the main loop has to do it all, or to tell why not
+ * Returns: false if the main loop has to do it all, or to tell why not;
+ * @s->half_done is set if the machine has changed already
  */
 bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned slot, int64_t since,
-                                 CPUState *self, bool *half_done);
+                                 CPUState *self);
 
 /** vm_snapshot_restore_parked: as vm_snapshot_put_back_parked() */
 bool vm_snapshot_restore_parked(VMSnapshot *s, unsigned slot);

@@ -29,10 +29,8 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotRequestState to)
         /* A request is carried out, or forgotten in a reset. */
         [REQUEST_ON_VCPU] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
         [REQUEST_IN_MAIN_LOOP] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
-        [REQUEST_HALF_DONE] = BIT(REQUEST_RUNNING) | BIT(REQUEST_IDLE),
         /* A vCPU may have to leave it to the main loop. */
-        [REQUEST_RUNNING] = BIT(REQUEST_IDLE) | BIT(REQUEST_IN_MAIN_LOOP) |
-                            BIT(REQUEST_HALF_DONE),
+        [REQUEST_RUNNING] = BIT(REQUEST_IDLE) | BIT(REQUEST_IN_MAIN_LOOP),
         [REQUEST_COMMITTING] = BIT(REQUEST_IDLE),
     };
 
@@ -43,8 +41,7 @@ static void vm_snapshot_set_state(VMSnapshot *s, VMSnapshotRequestState to)
 /* Is there a request of the guest's that nobody has begun to carry out? */
 static bool vm_snapshot_is_requested(const VMSnapshot *s)
 {
-    return s->state == REQUEST_ON_VCPU || s->state == REQUEST_IN_MAIN_LOOP ||
-        s->state == REQUEST_HALF_DONE;
+    return s->state == REQUEST_ON_VCPU || s->state == REQUEST_IN_MAIN_LOOP;
 }
 
 /*
@@ -91,7 +88,6 @@ static void vm_snapshot_release_vcpus(void)
 static void vm_snapshot_on_vcpu(CPUState *self, run_on_cpu_data data)
 {
     VMSnapshot *s = data.host_ptr;
-    bool half_done = false;
 
     /* Cancelled, or the main loop was first? */
     if (s->state != REQUEST_ON_VCPU || s->requester != self) {
@@ -99,14 +95,13 @@ static void vm_snapshot_on_vcpu(CPUState *self, run_on_cpu_data data)
     }
     vm_snapshot_set_state(s, REQUEST_RUNNING);
     if (vm_snapshot_can_stay_on_vcpu(s, s->slot) &&
-        vm_snapshot_restore_on_vcpu(s, s->slot, s->since, self, &half_done)) {
+        vm_snapshot_restore_on_vcpu(s, s->slot, s->since, self)) {
         vm_snapshot_set_state(s, REQUEST_IDLE);
         return;
     }
     /* The main loop has to do it all, or to tell why not. */
     vm_snapshot_hold_vcpus();
-    vm_snapshot_set_state(s, half_done ? REQUEST_HALF_DONE
-                                       : REQUEST_IN_MAIN_LOOP);
+    vm_snapshot_set_state(s, REQUEST_IN_MAIN_LOOP);
     qemu_bh_schedule(s->bh);
 }
 
@@ -150,11 +145,18 @@ static void vm_snapshot_report(VMSnapshot *s, Error *err)
     }
 }
 
+/* The guest must not run in a machine that is neither the old nor the new. */
+static void vm_snapshot_stop_if_half_done(const VMSnapshot *s)
+{
+    if (s->half_done) {
+        vm_stop(RUN_STATE_INTERNAL_ERROR);
+    }
+}
+
 /* Nothing is left of a request that was cancelled but the vCPUs to release. */
 static void vm_snapshot_bh(void *opaque)
 {
     VMSnapshot *s = opaque;
-    bool half_done = s->state == REQUEST_HALF_DONE;
     Error *err = NULL;
     int ret;
 
@@ -166,9 +168,7 @@ static void vm_snapshot_bh(void *opaque)
         ret = vm_snapshot_do(s, s->op, s->slot, s->since, &err);
         if (ret) {
             vm_snapshot_report(s, err);
-            if (half_done) {
-                vm_stop(RUN_STATE_INTERNAL_ERROR);
-            }
+            vm_snapshot_stop_if_half_done(s);
             s->config.done(s->config.opaque, s->op, s->slot, ret);
         }
     }
@@ -211,6 +211,8 @@ void vm_snapshot_cancel(VMSnapshot *s)
     if (vm_snapshot_is_requested(s)) {
         vm_snapshot_set_state(s, REQUEST_IDLE);
     }
+    /* In a reset, all that a restore has left is gone. */
+    s->half_done = false;
 }
 
 void vm_snapshot_park(VMSnapshot *s)
@@ -242,6 +244,7 @@ void vm_snapshot_unpark(VMSnapshot *s)
     if (!s->parked) {
         return;
     }
+    vm_snapshot_stop_if_half_done(s);
     s->parked = false;
     cpu_release_ticks();
     if (kvm_enabled()) {

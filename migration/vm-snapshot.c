@@ -332,7 +332,7 @@ static bool vm_snapshot_load(VMSnapshot *s, unsigned n, Error **errp)
 {
     VMSnapshotSlot *slot = &s->slots[n];
 
-    if (vm_snapshot_may_load_in_place(s)) {
+    if (vm_snapshot_may_load_in_place(s) && !s->half_done) {
         slot->way = qemu_device_state_choose(slot->devices);
         if (slot->way != DEVICE_STATE_RESET_MACHINE &&
             vm_snapshot_load_way(s, n, NULL)) {
@@ -377,6 +377,7 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
     }
     vm_snapshot_loaded(s, n);
     t_start = get_clock();
+    s->half_done = false;
 
     vm_set_suspended(slot->suspended);
     if (runstate_needs_reset()) {
@@ -407,19 +408,18 @@ void vm_snapshot_start_clocks(void)
     }
 }
 
-/* Returns: false, with the machine as it was unless @half_done is set */
-static bool vm_snapshot_load_in_place(VMSnapshot *s, unsigned n,
-                                      bool *half_done)
+/* Returns: false, with the machine as it was unless s->half_done is set */
+static bool vm_snapshot_load_in_place(VMSnapshot *s, unsigned n)
 {
     VMSnapshotSlot *slot = &s->slots[n];
 
     slot->way = qemu_device_state_choose(slot->devices);
     if (slot->way == DEVICE_STATE_IN_PLACE) {
-        *half_done = !vm_snapshot_load_way(s, n, NULL);
-        if (!*half_done) {
+        s->half_done = !vm_snapshot_load_way(s, n, NULL);
+        if (!s->half_done) {
             vm_snapshot_loaded(s, n);
         }
-        return !*half_done;
+        return !s->half_done;
     }
     if (slot->way == DEVICE_STATE_RESET_DEVICES) {
         qemu_device_state_unchoose(slot->devices);
@@ -428,7 +428,7 @@ static bool vm_snapshot_load_in_place(VMSnapshot *s, unsigned n,
 }
 
 bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
-                                 CPUState *self, bool *half_done)
+                                 CPUState *self)
 {
     int64_t t_stop = get_clock(), t_load, t_start;
     CPUState *cpu;
@@ -440,7 +440,7 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
     vm_snapshot_stop_clocks();
     t_load = get_clock();
     s->last_pages = 0;
-    ok = vm_snapshot_load_in_place(s, n, half_done);
+    ok = vm_snapshot_load_in_place(s, n);
     t_start = get_clock();
     if (ok) {
         s->config.done(s->config.opaque, VM_SNAPSHOT_RESTORE, n, 0);
@@ -466,11 +466,9 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
 
 bool vm_snapshot_restore_parked(VMSnapshot *s, unsigned n)
 {
-    bool half_done = false;
-
-    return vm_snapshot_may_load_in_place(s) && !vm_snapshot_needs_drain() &&
-        !vm_snapshot_prepare(s, n, NULL) &&
-        vm_snapshot_load_in_place(s, n, &half_done);
+    return vm_snapshot_may_load_in_place(s) && !s->half_done &&
+        !vm_snapshot_needs_drain() && !vm_snapshot_prepare(s, n, NULL) &&
+        vm_snapshot_load_in_place(s, n);
 }
 
 /*

@@ -477,7 +477,7 @@ static void tcg_coverage_complete(UserCreatable *uc, Error **errp)
         return;
     }
     host_memory_backend_set_mapped(c->memdev, true);
-    qemu_ram_set_kept(mr->ram_block);
+    host_memory_backend_set_kept(c->memdev, true);
     c->map = memory_region_get_ram_ptr(mr);
     c->size = memory_region_size(mr);
     tcg_coverage_exclusively(tcg_coverage_start, c);
@@ -488,10 +488,8 @@ static void tcg_coverage_finalize(Object *obj)
     TCGCoverage *c = TCG_COVERAGE(obj);
 
     if (c->map) {
-        MemoryRegion *mr = host_memory_backend_get_memory(c->memdev);
-
         tcg_coverage_exclusively(tcg_coverage_stop, c);
-        qemu_ram_unset_kept(mr->ram_block);
+        host_memory_backend_set_kept(c->memdev, false);
         host_memory_backend_set_mapped(c->memdev, false);
     }
     qapi_free_strList(c->ranges);

@@ -326,7 +326,7 @@ static bool snapshot_add_channel(SnapshotState *s, Error **errp)
                    "power of 2", memory_region_size(mr));
         return false;
     }
-    qemu_ram_set_kept(mr->ram_block);
+    host_memory_backend_set_kept(s->channel, true);
     host_memory_backend_set_mapped(s->channel, true);
     pci_register_bar(PCI_DEVICE(s), SNAPSHOT_CHANNEL_BAR,
                      PCI_BASE_ADDRESS_SPACE_MEMORY |
@@ -353,7 +353,7 @@ static bool snapshot_keep(const char *ids, Error **errp)
             error_append_hint(errp, "Several are separated by colons.\n");
             return false;
         }
-        qemu_ram_set_kept(host_memory_backend_get_memory(backend)->ram_block);
+        host_memory_backend_set_kept(backend, true);
     }
     return true;
 }

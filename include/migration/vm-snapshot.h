@@ -102,16 +102,18 @@ void vm_snapshot_park(VMSnapshot *s);
  * vm_snapshot_put_back_parked: undo what has changed while the machine waited
  *
  * What comes from outside (packets, keys) reaches devices of a machine that is
- * parked.  Called in the main loop with the BQL held.  Not counted as a
- * restore.
+ * parked.  Called with the BQL held, in the main loop or on the thread of a
+ * vCPU.  Not counted as a restore.
  *
  * Returns: false if it takes a restore of @slot by vm_snapshot_run(), which has
- * to follow
+ * to follow: the machine may be neither the one nor the other until then
  */
 bool vm_snapshot_put_back_parked(VMSnapshot *s, unsigned slot);
 
 /**
  * vm_snapshot_unpark: let a machine that is parked go on
+ *
+ * One that vm_snapshot_put_back_parked() has left half way is stopped for good.
  *
  * Called in the main loop with the BQL held.  The vCPUs go on with the next
  * resume_all_vcpus(), which is not called: this may be a reset or a restore,

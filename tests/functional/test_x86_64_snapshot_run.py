@@ -16,6 +16,11 @@ from snapshot.storm import Machine
 
 MS = 1000 * 1000
 
+# Not send-key, which has a key released, and later ones pressed, when some of
+# the guest's time has gone by: that may be in a run.
+KEY = [{'type': 'key', 'data': {
+    'down': True, 'key': {'type': 'qcode', 'data': 'a'}}}]
+
 
 class Runs(Machine):
     """What the tests share: a guest whose input says what it does"""
@@ -456,23 +461,45 @@ class Run(Runs):
         Keys that come while the guest waits, and while it runs. Catches a run
         that begins in another machine than that of READY.
         """
-        # Not send-key, which has a key released, and later ones pressed, when
-        # some of the guest's time has gone by: that may be in a run.
-        events = [{'type': 'key', 'data': {
-            'down': True, 'key': {'type': 'qcode', 'data': 'a'}}}]
         for machine, device in (('pc', ',ram=dirty'), ('q35', ',ram=remap')):
             self.start_runs(machine=machine, device=device + ',verify=on')
             for _ in range(10):
-                self.vm.cmd('input-send-event', events=events)
+                self.vm.cmd('input-send-event', events=KEY)
                 self.assert_run()
                 self.assertEqual(self.host.area('coverage')[8], 0)
             self.begin_and_hang()
-            self.vm.cmd('input-send-event', events=events)
+            self.vm.cmd('input-send-event', events=KEY)
             self.host.cancel()
             self.assertEqual(self.host.result()[1], 'cancelled')
             self.assert_run()
             self.assertEqual(self.host.area('coverage')[8], 0)
             self.assertEqual(self.query()['mismatched'], 0)
+
+    def test_begin(self):
+        """
+        The machine that a run begins in is that of READY, where it is put back
+        in place, where a device has to be reset for that, and where all is. A
+        timer of it expires at once. Catches a run that begins behind what
+        came after the restore that was made for it.
+        """
+        for machine, device, args in (
+                ('pc', ',ram=dirty', ()),
+                ('pc', ',ram=dirty',
+                 ('-device', 'piix3-usb-uhci', '-device', 'usb-kbd')),
+                ('pc', ',ram=dirty,new-generation=on', ()),
+                ('q35', ',ram=remap', ())):
+            self.log.info('%s%s %s', machine, device, args)
+            self.start_runs(*args, machine=machine, device=device,
+                            options='timer=1')
+            for _ in range(5):
+                self.vm.cmd('input-send-event', events=KEY)
+                self.vm.get_qmp_events()
+                # Nothing is executed, and no input is copied.
+                self.host.begin(b'', flags=control.STOPPED)
+                self.wait_event('STOP')
+                self.assert_exact(0)
+                self.host.cancel()
+                self.assertEqual(self.host.result()[1], 'cancelled')
 
     def test_processors(self):
         """Two vCPUs stop and go back together."""

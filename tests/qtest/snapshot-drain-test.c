@@ -50,6 +50,24 @@ static char *make_disk(void)
     return path;
 }
 
+/* A machine with that disk, which lets one request a second through */
+static SnapshotVM *start_vm(Lsi *lsi, const void *machine, const char *disk,
+                            const char *properties, const char *args)
+{
+    g_autofree char *all = g_strconcat(",disks=keep", properties, NULL);
+    SnapshotVM *vm = snapshot_vm_start(
+        all, "-machine %s -nodefaults %s "
+        "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
+        "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0,id=hd",
+        (const char *)machine, args, disk);
+
+    lsi->dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0));
+    g_assert_nonnull(lsi->dev);
+    lsi->bar = qpci_iomap(lsi->dev, 1, NULL);
+    qpci_device_enable(lsi->dev);
+    return vm;
+}
+
 static void check_data(SnapshotVM *vm, unsigned half)
 {
     g_autofree uint32_t *words = g_malloc(LENGTH);
@@ -98,6 +116,19 @@ static void start_read(SnapshotVM *vm, Lsi *lsi, unsigned half, bool refused)
     }
 }
 
+/* The script starts again by itself. */
+static void start_endless_read(SnapshotVM *vm, Lsi *lsi)
+{
+    start_read(vm, lsi, 0, false);
+    qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x80080000);     /* jump */
+    qtest_writel(vm->qts, SCRIPT + 23 * 4, SCRIPT);
+}
+
+static void end_script(SnapshotVM *vm)
+{
+    qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x98080000);     /* interrupt */
+}
+
 static bool has_ended(Lsi *lsi)
 {
     return qpci_io_readb(lsi->dev, lsi->bar, LSI_DSTAT) & LSI_DSTAT_SIR;
@@ -112,17 +143,9 @@ static bool has_ended(Lsi *lsi)
 static void test_lsi(const void *machine)
 {
     g_autofree char *path = make_disk();
-    SnapshotVM *vm = snapshot_vm_start(
-        ",disks=keep", "-machine %s -nodefaults "
-        "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
-        "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0",
-        (const char *)machine, path);
-    Lsi lsi = { .dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0)) };
+    Lsi lsi;
+    SnapshotVM *vm = start_vm(&lsi, machine, path, "", "");
     unsigned i;
-
-    g_assert_nonnull(lsi.dev);
-    lsi.bar = qpci_iomap(lsi.dev, 1, NULL);
-    qpci_device_enable(lsi.dev);
 
     start_read(vm, &lsi, 0, true);
     g_assert_true(has_ended(&lsi));
@@ -155,30 +178,21 @@ static void test_lsi(const void *machine)
 static void test_endless(const void *machine)
 {
     g_autofree char *path = make_disk();
-    SnapshotVM *vm = snapshot_vm_start(
-        ",disks=keep", "-machine %s -nodefaults "
-        "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
-        "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0,id=hd",
-        (const char *)machine, path);
-    Lsi lsi = { .dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0)) };
+    Lsi lsi;
+    SnapshotVM *vm = start_vm(&lsi, machine, path, "", "");
 
-    g_assert_nonnull(lsi.dev);
-    lsi.bar = qpci_iomap(lsi.dev, 1, NULL);
-    qpci_device_enable(lsi.dev);
     snapshot_qmp(vm, "save", 0);
     start_read(vm, &lsi, 0, true);
     g_assert_true(has_ended(&lsi));
 
-    start_read(vm, &lsi, 0, false);
-    qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x80080000);     /* jump */
-    qtest_writel(vm->qts, SCRIPT + 23 * 4, SCRIPT);
+    start_endless_read(vm, &lsi);
     snapshot_qmp_refused(vm, "save", 1, "requests of 'hd' do not come to");
     snapshot_qmp_refused(vm, "restore", 0, "A disk is busy");
     snapshot_assert_state(vm, "running");
     check_data(vm, 0);
 
     /* There is a way out. */
-    qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x98080000);
+    end_script(vm);
     snapshot_qmp(vm, "save", 1);
     g_assert_true(has_ended(&lsi));
     snapshot_qmp(vm, "restore", 0);
@@ -247,21 +261,16 @@ static void test_endless_run(const void *machine)
     g_autofree char *disk = make_disk();
     g_autofree char *dir = g_dir_make_tmp("snapshot-drain-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(dir, "control", NULL);
-    SnapshotVM *vm = snapshot_vm_start(
-        ",disks=keep,channel=c,control=r", "-machine %s -nodefaults "
+    g_autofree char *args = g_strdup_printf(
         "-object memory-backend-memfd,id=c,share=on,size=128K "
-        "-chardev socket,id=r,path=%s,server=on,wait=off "
-        "-drive if=none,id=d,format=raw,file=%s,throttling.iops-total=1 "
-        "-device lsi53c895a,addr=8 -device scsi-hd,drive=d,scsi-id=0,id=hd",
-        (const char *)machine, path, disk);
-    Lsi lsi = { .dev = qpci_device_find(vm->pci, QPCI_DEVFN(8, 0)) };
+        "-chardev socket,id=r,path=%s,server=on,wait=off", path);
+    Lsi lsi;
+    SnapshotVM *vm = start_vm(&lsi, machine, disk, ",channel=c,control=r",
+                              args);
     int fd = connect_host(path);
     bool twice = false;
     unsigned id;
 
-    g_assert_nonnull(lsi.dev);
-    lsi.bar = qpci_iomap(lsi.dev, 1, NULL);
-    qpci_device_enable(lsi.dev);
     start_read(vm, &lsi, 0, true);
     g_assert_true(has_ended(&lsi));
     hear(fd, SNAPSHOT_MSG_HELLO);
@@ -277,9 +286,7 @@ static void test_endless_run(const void *machine)
     begin_run(fd, 1);
     for (id = 1; ; id++) {
         wait_for_run(vm);
-        start_read(vm, &lsi, 0, false);
-        qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x80080000);     /* jump */
-        qtest_writel(vm->qts, SCRIPT + 23 * 4, SCRIPT);
+        start_endless_read(vm, &lsi);
         if (id % 2) {
             snapshot_writel(vm, SNAPSHOT_REG_COMMAND, SNAPSHOT_CMD_DONE);
         } else {
@@ -294,7 +301,7 @@ static void test_endless_run(const void *machine)
         }
         begin_run(fd, id + 1);
         g_usleep(300 * 1000);
-        qtest_writel(vm->qts, SCRIPT + 22 * 4, 0x98080000);     /* interrupt */
+        end_script(vm);
         twice = id % 2 == 0;
     }
     /* Nobody ends the script. */

@@ -213,6 +213,14 @@ static void noreturn act(const uint8_t *what)
     done(SNAPSHOT_RESULT_OK);
 }
 
+/* The PIT's first counter has some timer expire every ten microseconds. */
+static void start_timer(void)
+{
+    outb(0x43, 0x34);
+    outb(0x40, 12);
+    outb(0x40, 0);
+}
+
 /* READY until it comes back with an error, or the host restores it */
 static void one_run(void)
 {
@@ -249,6 +257,9 @@ CASE(run)
     memset(text, 0, TEXT_SIZE);
     if (cpu_count() > 1) {
         ap_start(1, suspend_if_told);
+    }
+    if (option("timer", 0)) {
+        start_timer();
     }
     if (option("early", 0)) {
         snapshot_select(2);
