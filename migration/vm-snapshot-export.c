@@ -17,6 +17,7 @@
 #include "qemu/ratelimit.h"
 #include "qemu/units.h"
 #include "qemu/uuid.h"
+#include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
 #include "qapi/qobject-output-visitor.h"
@@ -390,7 +391,7 @@ static int finish_file(void *opaque)
     for (unsigned i = job->parts->len; i-- > 1 && !ret;) {
         ret = write_part(job, nth_part(job, i));
     }
-    if (!ret && fdatasync(job->fd) < 0) {
+    if (!job->tmp && !ret && fdatasync(job->fd) < 0) {
         ret = -errno;
     }
     ret = ret ?: write_part(job, nth_part(job, 0));
@@ -691,8 +692,10 @@ static void list_blocks(ExportJob *job)
     job_progress_set_remaining(&job->common, bytes);
 }
 
-static void describe(ExportJob *job, const VMSnapshotSlot *slot)
+static void describe(ExportJob *job, unsigned n)
 {
+    const VMSnapshotConfig *config = &job->s->config;
+    const VMSnapshotSlot *slot = &job->s->slots[n];
     SnapshotFile *d = job->description;
     QemuUUID uuid;
 
@@ -701,13 +704,19 @@ static void describe(ExportJob *job, const VMSnapshotSlot *slot)
     d->qemu = g_strdup(QEMU_FULL_VERSION);
     d->page_size = qemu_target_page_size();
     d->suspended = slot->suspended;
+    d->ready = config->ready(config->opaque, n);
+    if (!d->ready && slot->ready) {
+        d->ready = QAPI_CLONE(SnapshotFileReady, slot->ready);
+    }
     d->machine = vm_snapshot_fingerprint();
     describe_blocks(job);
 }
 
-static bool prepare(ExportJob *job, const VMSnapshotSlot *slot,
-                    const ExportStream *stream, Error **errp)
+static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
+                    Error **errp)
 {
+    const VMSnapshotSlot *slot = &job->s->slots[n];
+
     if (!open_file(job, errp)) {
         return false;
     }
@@ -719,7 +728,7 @@ static bool prepare(ExportJob *job, const VMSnapshotSlot *slot,
     place_ram(job, stream);
     place_sections(job, slot->devices);
     place_other_blocks(job);
-    describe(job, slot);
+    describe(job, n);
     if (ftruncate(job->fd, parts_end(job)) < 0) {
         error_setg_errno(errp, errno, "Making '%s' %" PRIu64 " bytes long "
                          "failed", job->file, parts_end(job));
@@ -766,7 +775,7 @@ Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
         if (speed) {
             ratelimit_set_speed(&job->limit, speed, 100 * SCALE_MS);
         }
-        if (prepare(job, slot, &stream, errp)) {
+        if (prepare(job, n, &stream, errp)) {
             job_start(&job->common);
         } else {
             export_clean(&job->common);

@@ -341,6 +341,7 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
     if (im->description) {
         slot->devices = read_devices(im, errp);
         slot->suspended = im->description->suspended;
+        slot->ready = g_steal_pointer(&im->description->ready);
     } else {
         slot->devices = snapshot_import_stream(im, errp);
     }

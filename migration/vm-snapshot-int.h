@@ -24,6 +24,7 @@ typedef struct VMSnapshotSlot {
     DeviceStateImage *devices;
     PlugMark *plugs;            /* which devices there were */
     VMSnapshotDisks *disks;     /* NULL if they do not go back */
+    SnapshotFileReady *ready;   /* of a file: its guest waits for inputs */
     bool suspended;             /* the guest slept (ACPI S3) */
     bool virtio;                /* the machine has devices of it */
     DeviceStateWay way;         /* of the last restore, or to be tried */
@@ -112,8 +113,8 @@ typedef bool VMSnapshotFillFunc(VMSnapshot *s, VMSnapshotSlot *slot,
 
 /**
  * vm_snapshot_fill: put into a slot what was not saved by this machine
- * @func: sets @slot->ram, @slot->devices and @slot->suspended; if it returns
- *        false, what it did set is freed
+ * @func: sets @slot->ram and what belongs to it; if it returns false, what it
+ *        did set is freed
  *
  * Disks, and the devices that there are, are taken to be those of now.
  *

@@ -400,7 +400,11 @@ static bool vm_snapshot_load_file(VMSnapshot *s, Error **errp)
     vm_snapshot_set_state(s, REQUEST_RUNNING);
     ok = vm_snapshot_open(s, slot, s->load, false, &is_stream, errp);
     vm_snapshot_set_state(s, REQUEST_IDLE);
-    return ok && !vm_snapshot_run(s, VM_SNAPSHOT_RESTORE, slot, errp);
+    if (!ok) {
+        return false;
+    }
+    s->config.loading(s->config.opaque, s->slots[slot].ready);
+    return !vm_snapshot_run(s, VM_SNAPSHOT_RESTORE, slot, errp);
 }
 
 bool vm_snapshot_load_at_start(Error **errp)

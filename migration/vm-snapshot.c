@@ -83,6 +83,7 @@ void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
     qemu_device_state_free(slot->devices);
     plug_mark_free(slot->plugs);
     vm_snapshot_disks_free(slot->disks);
+    qapi_free_SnapshotFileReady(slot->ready);
     *slot = (VMSnapshotSlot) { };
 }
 

@@ -48,6 +48,7 @@ typedef enum SnapshotRequest {
 typedef struct SnapshotRun {
     SnapshotRunState state;
     unsigned slot;
+    CPUState *cpu;              /* that gave READY; NULL: qtest did */
     SnapshotRegion regions[SNAPSHOT_REGIONS];
     struct snapshot_area areas[SNAPSHOT_REGIONS];
     uint8_t *channel;
@@ -110,6 +111,8 @@ struct SnapshotState {
     char *verify;
     char *disks;
     uint64_t overlay_size;
+    bool loading;               /* the restore of @load is to come */
+    SnapshotFileReady *load_ready;      /* its guest waits; or NULL */
     char *load;
     uint32_t load_slot;
     char *overlay_dir;
@@ -156,6 +159,18 @@ void snapshot_run_reset(SnapshotState *s, uint32_t reason);
  */
 uint32_t snapshot_run_ready(SnapshotState *s);
 uint32_t snapshot_run_done(SnapshotState *s);
+
+/** snapshot_run_describe: as VMSnapshotReady */
+SnapshotFileReady *snapshot_run_describe(SnapshotState *s, unsigned slot);
+
+/**
+ * snapshot_run_load: let the guest of a slot that was loaded wait for inputs
+ * @ready: what snapshot_run_describe() has returned in another process
+ *
+ * For VMSnapshotDone.
+ */
+void snapshot_run_load(SnapshotState *s, unsigned slot,
+                       const SnapshotFileReady *ready);
 
 /**
  * snapshot_run_op_done: as VMSnapshotDone

@@ -81,8 +81,8 @@ static bool snapshot_find_page(const SnapshotRun *run, uint64_t address,
     hwaddr xlat, len = 1, addr = address;
     MemoryRegion *mr;
 
-    if (current_cpu) {
-        addr = cpu_get_phys_page_attrs_debug(current_cpu, address, &attrs);
+    if (run->cpu) {
+        addr = cpu_get_phys_page_attrs_debug(run->cpu, address, &attrs);
         if (addr == -1) {
             return false;
         }
@@ -154,8 +154,8 @@ static bool snapshot_run_resolve(SnapshotState *s)
     uint64_t most = run->channel_size, input, coverage, text;
     unsigned i;
 
-    if (current_cpu) {
-        cpu_synchronize_state(current_cpu);
+    if (run->cpu) {
+        cpu_synchronize_state(run->cpu);
     }
     for (i = 0; i < SNAPSHOT_REGIONS; i++) {
         if (!snapshot_region_resolve(run, &r[i],
@@ -484,6 +484,7 @@ uint32_t snapshot_run_ready(SnapshotState *s)
     if (!snapshot_has_slot(s)) {
         return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_SLOT;
     }
+    run->cpu = current_cpu;
     if (!snapshot_run_resolve(s)) {
         return SNAPSHOT_STATUS_ERROR | SNAPSHOT_E_REGION;
     }
@@ -534,6 +535,67 @@ static bool snapshot_run_retry(SnapshotRun *run, int ret)
     }
     timer_mod(run->retry_timer, now + RETRY_NS);
     return true;
+}
+
+SnapshotFileReady *snapshot_run_describe(SnapshotState *s, unsigned slot)
+{
+    const SnapshotRun *run = &s->run;
+    SnapshotFileReady *ready;
+    SnapshotFileRegionList **tail;
+
+    if (run->state == SNAPSHOT_RUN_NONE || run->state == SNAPSHOT_RUN_SAVING ||
+        slot != run->slot) {
+        return NULL;
+    }
+    ready = g_new0(SnapshotFileReady, 1);
+    ready->has_cpu = run->cpu;
+    ready->cpu = run->cpu ? run->cpu->cpu_index : 0;
+    tail = &ready->regions;
+    for (unsigned i = 0; i < SNAPSHOT_REGIONS; i++) {
+        SnapshotFileRegion *region = g_new0(SnapshotFileRegion, 1);
+
+        region->address = run->regions[i].address;
+        region->length = run->regions[i].length;
+        QAPI_LIST_APPEND(tail, region);
+    }
+    return ready;
+}
+
+/* What the guest has told the device, before it gave READY */
+static bool snapshot_run_set_regions(SnapshotState *s,
+                                     const SnapshotFileReady *ready)
+{
+    SnapshotRun *run = &s->run;
+    const SnapshotFileRegionList *l = ready->regions;
+
+    for (unsigned i = 0; l && i < SNAPSHOT_REGIONS; i++, l = l->next) {
+        run->regions[i].address = l->value->address;
+        run->regions[i].length = l->value->length;
+    }
+    run->cpu = ready->has_cpu ? qemu_get_cpu(ready->cpu) : NULL;
+    return (!ready->has_cpu || run->cpu) && snapshot_run_resolve(s);
+}
+
+void snapshot_run_load(SnapshotState *s, unsigned slot,
+                       const SnapshotFileReady *ready)
+{
+    SnapshotRun *run = &s->run;
+
+    if (!ready) {
+        return;
+    }
+    if (!run->channel) {
+        warn_report("snapshot: the guest of '%s' waits for runs, and there is "
+                    "no control=", s->load);
+    } else if (!snapshot_run_set_regions(s, ready)) {
+        warn_report("snapshot: the guest of '%s' waits for runs with regions "
+                    "that are not all RAM, or longer than the channel",
+                    s->load);
+    } else if (snapshot_block_migration(s)) {
+        run->slot = slot;
+        snapshot_run_set_state(run, SNAPSHOT_RUN_SAVING);
+        snapshot_run_wait(s);
+    }
 }
 
 void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,

@@ -11,7 +11,9 @@
 #include "qemu/cutils.h"
 #include "qemu/log.h"
 #include "qemu/module.h"
+#include "qapi/clone-visitor.h"
 #include "qapi/error.h"
+#include "qapi/qapi-visit-migration.h"
 #include "qapi/util.h"
 #include "hw/qdev-properties.h"
 #include "hw/qdev-properties-system.h"
@@ -58,7 +60,30 @@ static void snapshot_done(void *opaque, VMSnapshotOp op, unsigned slot,
     s->request = SNAPSHOT_REQUEST_NONE;
     s->status = ret ? snapshot_error(ret) : status[op];
     trace_snapshot_done(op, s->status);
+    if (s->loading) {
+        /* The guest may go back to where it was saved, wherever that was. */
+        s->loading = false;
+        s->slot = slot;
+        snapshot_run_load(s, slot, s->load_ready);
+        g_clear_pointer(&s->load_ready, qapi_free_SnapshotFileReady);
+        return;
+    }
     snapshot_run_op_done(s, request, op, slot, ret);
+}
+
+static SnapshotFileReady *snapshot_ready(void *opaque, unsigned slot)
+{
+    return snapshot_run_describe(opaque, slot);
+}
+
+static void snapshot_loading(void *opaque, const SnapshotFileReady *ready)
+{
+    SnapshotState *s = opaque;
+
+    s->loading = true;
+    if (ready) {
+        s->load_ready = QAPI_CLONE(SnapshotFileReady, ready);
+    }
 }
 
 bool snapshot_has_slot(const SnapshotState *s)
@@ -380,6 +405,8 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
         .load = s->load,
         .load_slot = s->load_slot,
         .done = snapshot_done,
+        .ready = snapshot_ready,
+        .loading = snapshot_loading,
         .opaque = s,
     };
 

@@ -42,6 +42,24 @@ typedef enum VMSnapshotOp {
 typedef void VMSnapshotDone(void *opaque, VMSnapshotOp op, unsigned slot,
                             int ret);
 
+/**
+ * VMSnapshotReady: does the guest of a slot wait for inputs?
+ *
+ * For a file of the slot.  Called in the main loop with the BQL held.
+ *
+ * Returns: what it needs to wait on in another process, or NULL; the caller
+ * owns it
+ */
+typedef SnapshotFileReady *VMSnapshotReady(void *opaque, unsigned slot);
+
+/**
+ * VMSnapshotLoading: the machine begins with a slot of another process
+ * @ready: what VMSnapshotReady returned there, or NULL
+ *
+ * Called before the restore, as VMSnapshotReady.
+ */
+typedef void VMSnapshotLoading(void *opaque, const SnapshotFileReady *ready);
+
 typedef struct VMSnapshotConfig {
     unsigned slots;             /* at most VM_SNAPSHOT_SLOTS_MAX */
     SnapshotDeviceRam ram;      /* how RAM is put back */
@@ -54,6 +72,8 @@ typedef struct VMSnapshotConfig {
     const char *load;           /* file to start from, or NULL */
     unsigned load_slot;         /* that it is put into */
     VMSnapshotDone *done;
+    VMSnapshotReady *ready;
+    VMSnapshotLoading *loading;
     void *opaque;
 } VMSnapshotConfig;
 
