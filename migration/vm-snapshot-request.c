@@ -370,6 +370,8 @@ static bool vm_snapshot_do_import(VMSnapshot *s, unsigned slot,
         return false;
     }
     vm_snapshot_move_slot(s, trial, slot);
+    /* Whoever relied on what the slot had has lost it, as by a save. */
+    s->config.done(s->config.opaque, VM_SNAPSHOT_SAVE, slot, 0);
     return true;
 }
 

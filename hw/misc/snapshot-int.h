@@ -19,6 +19,17 @@
 #define TYPE_SNAPSHOT "snapshot"
 OBJECT_DECLARE_SIMPLE_TYPE(SnapshotState, SNAPSHOT)
 
+/* What a migration takes along, and a restore leaves alone */
+typedef struct SnapshotRegisters {
+    uint32_t status;
+    uint32_t slot;
+    uint64_t argument;
+    uint32_t result;
+    uint32_t region;
+    uint64_t address[SNAPSHOT_REGIONS];
+    uint64_t length[SNAPSHOT_REGIONS];
+} SnapshotRegisters;
+
 /* Where the guest is; snapshot_run_set_state() knows the legal steps. */
 typedef enum SnapshotRunState {
     SNAPSHOT_RUN_NONE,          /* it has not given READY */
@@ -111,6 +122,7 @@ struct SnapshotState {
     char *verify;
     char *disks;
     uint64_t overlay_size;
+    SnapshotRegisters kept;     /* while they are being loaded */
     bool loading;               /* the restore of @load is to come */
     SnapshotFileReady *load_ready;      /* its guest waits; or NULL */
     char *load;

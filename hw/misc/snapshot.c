@@ -461,12 +461,52 @@ static bool snapshot_registers_needed(void *opaque)
     return !vm_snapshot_in_progress(s->engine);
 }
 
+static int snapshot_pre_load_registers(void *opaque)
+{
+    SnapshotState *s = opaque;
+
+    s->kept = (SnapshotRegisters) {
+        .status = s->status,
+        .slot = s->slot,
+        .argument = s->argument,
+        .result = s->result,
+        .region = s->region,
+    };
+    for (unsigned i = 0; i < SNAPSHOT_REGIONS; i++) {
+        s->kept.address[i] = s->run.regions[i].address;
+        s->kept.length[i] = s->run.regions[i].length;
+    }
+    return 0;
+}
+
+/* A file of a migration that is put into a slot has those of another time. */
+static int snapshot_post_load_registers(void *opaque, int version_id)
+{
+    SnapshotState *s = opaque;
+
+    if (!vm_snapshot_in_progress(s->engine)) {
+        return 0;
+    }
+    s->status = s->kept.status;
+    s->slot = s->kept.slot;
+    s->argument = s->kept.argument;
+    s->result = s->kept.result;
+    s->region = s->kept.region;
+    for (unsigned i = 0; i < SNAPSHOT_REGIONS; i++) {
+        s->run.regions[i].address = s->kept.address[i];
+        s->run.regions[i].length = s->kept.length[i];
+    }
+    return 0;
+}
+
 /* Migration takes the registers along, not the snapshots. */
 static const VMStateDescription vmstate_snapshot_registers = {
     .name = "snapshot/registers",
     .version_id = 1,
     .minimum_version_id = 1,
     .needed = snapshot_registers_needed,
+    .pre_load = snapshot_pre_load_registers,
+    .post_load = snapshot_post_load_registers,
     .fields = (const VMStateField[]) {
         VMSTATE_UINT32(status, SnapshotState),
         VMSTATE_UINT32(slot, SnapshotState),
@@ -498,6 +538,8 @@ static const VMStateDescription vmstate_snapshot_run = {
     .version_id = 1,
     .minimum_version_id = 1,
     .needed = snapshot_run_needed,
+    .pre_load = snapshot_pre_load_registers,
+    .post_load = snapshot_post_load_registers,
     .fields = (const VMStateField[]) {
         VMSTATE_UINT32(result, SnapshotState),
         VMSTATE_UINT32(region, SnapshotState),
