@@ -11,6 +11,7 @@ import platform
 import re
 from statistics import median
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -113,6 +114,45 @@ class Guest:
             self.assertTrue(self.vm.is_running(), self.output()[-500:])
             self.assertLess(time.monotonic(), end, f'no "{text}"')
             time.sleep(0.01)
+
+    # Commands of QMP's, by the guest
+
+    def sockets(self):
+        """(monitor, port) of a guest that speaks to the monitor"""
+        directory = tempfile.TemporaryDirectory(prefix='qmp')
+        self.addCleanup(directory.cleanup)
+        return [f'{directory.name}/{name}' for name in ('monitor', 'port')]
+
+    def test_qmp(self):
+        """The recipe of the manual: two chardevs of QEMU's, joined"""
+        monitor, _ = self.sockets()
+        self.start('qmp', '-chardev',
+                   f'socket,id=m,path={monitor},server=on,wait=off',
+                   '-mon', 'chardev=m,mode=control',
+                   '-chardev', f'socket,id=g,path={monitor}',
+                   serial='chardev:g', greeting=1)
+        self.assertEqual(self.finish().count('restored'), 9)
+
+    def test_qmp_filter(self):
+        """
+        The same with what stands between the two, which passes nothing else.
+        Catches: a filter that lets a guest end QEMU, that loses an answer.
+        """
+        monitor, port = self.sockets()
+        self.start('qmp', '-S', '-chardev',
+                   f'socket,id=m,path={monitor},server=on,wait=off',
+                   '-mon', 'chardev=m,mode=control',
+                   '-chardev', f'socket,id=g,path={port},server=on,wait=off',
+                   serial='chardev:g', hostile=1)
+        root = Path(__file__).resolve().parents[2]
+        process = subprocess.Popen(
+            [sys.executable, root / 'contrib' / 'snapshot' /
+             'snapshot-qmp-filter', monitor, port])
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.vm.cmd('cont')
+        self.assertEqual(self.finish().count('restored'), 9)
+        self.assertEqual(process.wait(10), 0)
 
     # Precision
 
