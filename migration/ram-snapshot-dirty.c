@@ -71,11 +71,14 @@ typedef struct DirtySnapshot {
     ImageNode *node;
 } DirtySnapshot;
 
-/* A file in the view: as long as a page of it is in a table */
+/*
+ * A file in the view: as long as a page of it is in a table.  After that its
+ * numbers are kept for another file, which needs as many in a row.
+ */
 typedef struct Piece {
-    ImageFile *file;
+    ImageFile *file;            /* or NULL */
     uint32_t first, nr;         /* of pages */
-    uint32_t used;              /* how many have references */
+    uint32_t used;              /* pages with references; 1: by its image */
 } Piece;
 
 typedef struct DirtyStore {
@@ -203,7 +206,9 @@ static uint8_t *map_view(const DirtyStore *ds, size_t size, Error **errp)
         return NULL;
     }
     for (unsigned i = 0; i < ds->pieces->len; i++) {
-        if (!map_piece(ds, piece_at(ds, i), view, errp)) {
+        const Piece *piece = piece_at(ds, i);
+
+        if (piece->file && !map_piece(ds, piece, view, errp)) {
             munmap(view, size);
             return NULL;
         }
@@ -258,22 +263,30 @@ static bool file_grow(DirtyStore *ds, Error **errp)
 static void drop_piece(DirtyStore *ds, Piece *piece)
 {
     const size_t start = (size_t)piece->first << ds->page_bits;
-    const size_t end = start + ((size_t)piece->nr << ds->page_bits);
-    uint32_t i;
 
-    /* If that fails, the file stays mapped, and numbers are not used again. */
-    if (end > ds->mapped ||
-        mmap(ds->pages + start, end - start, PROT_READ, MAP_SHARED | MAP_FIXED,
-             ds->parent.fd, start) != MAP_FAILED) {
-        for (i = 0; i < piece->nr; i++) {
-            uint32_t page = piece->first + i;
+    /* If that fails, the file stays mapped until another one comes there. */
+    mmap(ds->pages + start, (size_t)piece->nr << ds->page_bits, PROT_READ,
+         MAP_SHARED | MAP_FIXED, ds->parent.fd, start);
+    g_ptr_array_remove(ds->parent.files, piece->file);
+    image_file_unref(g_steal_pointer(&piece->file));
+}
 
-            g_array_append_val(ds->free, page);
+/* If RAM lies on it, that is what it is kept for. */
+static void piece_unref(DirtyStore *ds, Piece *piece)
+{
+    if (!--piece->used && piece->file != ds->lies_on) {
+        drop_piece(ds, piece);
+    }
+}
+
+static Piece *file_piece(const DirtyStore *ds, const ImageFile *file)
+{
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        if (piece_at(ds, i)->file == file) {
+            return piece_at(ds, i);
         }
     }
-    g_ptr_array_remove(ds->parent.files, piece->file);
-    image_file_unref(piece->file);
-    g_array_remove_index_fast(ds->pieces, piece - piece_at(ds, 0));
+    g_assert_not_reached();
 }
 
 static void punch(const DirtyStore *ds, uint32_t start, uint32_t len)
@@ -297,9 +310,7 @@ static void file_pages_unref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
         }
         piece = find_piece(ds, file_page);
         if (piece) {
-            if (!--piece->used && piece->file != ds->lies_on) {
-                drop_piece(ds, piece);
-            }
+            piece_unref(ds, piece);
             continue;
         }
         g_array_append_val(ds->free, file_page);
@@ -579,6 +590,9 @@ static void node_prune(DirtyStore *ds, ImageNode *node)
         if (node->table) {
             file_pages_unref(ds, node->table, node->nr_pages);
             g_clear_pointer(&node->table, g_free);
+            if (node->file) {
+                piece_unref(ds, file_piece(ds, node->file));
+            }
         }
         if (node->children > 1) {
             return;
@@ -729,33 +743,67 @@ static void add_file_block(DirtyStore *ds, ImageNode *node,
     }
 }
 
-/* Returns: false with @errp set if the host lacks memory or addresses for it */
-static bool add_piece(DirtyStore *ds, ImageFile *file, Error **errp)
+/* The smallest row of numbers that once was a file's and is long enough */
+static Piece *find_free_piece(const DirtyStore *ds, uint32_t nr)
+{
+    Piece *found = NULL;
+
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        Piece *piece = piece_at(ds, i);
+
+        if (!piece->file && piece->nr >= nr &&
+            (!found || piece->nr < found->nr)) {
+            found = piece;
+        }
+    }
+    return found;
+}
+
+/* Returns: NULL with @errp set if the host lacks memory or addresses for it */
+static Piece *new_piece(DirtyStore *ds, uint32_t nr, Error **errp)
 {
     const uint32_t align = qemu_real_host_page_size() >> ds->page_bits;
-    const uint64_t nr = DIV_ROUND_UP(file->end, 1 << ds->page_bits);
     const uint64_t first = ROUND_UP((uint64_t)ds->nr_pages, MAX(align, 1));
-    Piece piece = { .file = g_rc_box_acquire(file), .first = first, .nr = nr };
+    const Piece piece = { .first = first, .nr = nr };
     const uint32_t nr_pages = ds->nr_pages;
 
     if (first + nr > UINT32_MAX) {
         error_setg(errp, "There are too many pages of RAM in images");
-        image_file_unref(file);
-        return false;
+        return NULL;
     }
     ds->nr_pages = first + nr;
+    if (!file_grow(ds, errp)) {
+        ds->nr_pages = nr_pages;
+        return NULL;
+    }
     g_array_set_size(ds->refs, ds->nr_pages);
     g_array_append_val(ds->pieces, piece);
-    if (!(ds->mapped >= (size_t)ds->nr_pages << ds->page_bits ?
-          map_piece(ds, &piece, ds->pages, errp) : file_grow(ds, errp))) {
-        g_array_set_size(ds->pieces, ds->pieces->len - 1);
-        ds->nr_pages = nr_pages;
-        g_array_set_size(ds->refs, nr_pages);
-        image_file_unref(file);
-        return false;
+    return piece_at(ds, ds->pieces->len - 1);
+}
+
+/* Returns: NULL with @errp set if the host lacks memory or addresses for it */
+static Piece *add_piece(DirtyStore *ds, ImageFile *file, Error **errp)
+{
+    const uint64_t nr = DIV_ROUND_UP(file->end, 1 << ds->page_bits);
+    Piece *piece;
+
+    if (nr > UINT32_MAX) {
+        error_setg(errp, "There are too many pages of RAM in images");
+        return NULL;
+    }
+    piece = find_free_piece(ds, nr) ?: new_piece(ds, nr, errp);
+    if (!piece) {
+        return NULL;
+    }
+    piece->file = g_rc_box_acquire(file);
+    piece->used = 1;
+    if (!map_piece(ds, piece, ds->pages, errp)) {
+        image_file_unref(g_steal_pointer(&piece->file));
+        piece->used = 0;
+        return NULL;
     }
     g_ptr_array_add(ds->parent.files, file);
-    return true;
+    return piece;
 }
 
 static bool dirty_open(RAMSnapshot *snap, Error **errp)
@@ -767,13 +815,13 @@ static bool dirty_open(RAMSnapshot *snap, Error **errp)
     if (!log_start(ds, errp)) {
         return false;
     }
-    if (!add_piece(ds, snap->file, errp)) {
+    piece = add_piece(ds, snap->file, errp);
+    if (!piece) {
         log_stop_if_unused(ds);
         return false;
     }
     node = node_new(ds, snap);
     node->file = g_rc_box_acquire(snap->file);
-    piece = piece_at(ds, ds->pieces->len - 1);
     for (unsigned i = 0; i < snap->blocks->len; i++) {
         add_file_block(ds, node, saved_block(snap, i), piece);
     }
@@ -883,7 +931,7 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
 
     ds->lies_on = file;
     for (unsigned i = 0; i < ds->pieces->len; i++) {
-        if (piece_at(ds, i)->file == old && old != file &&
+        if (old && piece_at(ds, i)->file == old && old != file &&
             !piece_at(ds, i)->used) {
             drop_piece(ds, piece_at(ds, i));
             return;
