@@ -66,6 +66,13 @@ typedef struct RAMSnapshotFileBlock {
 } RAMSnapshotFileBlock;
 
 /**
+ * ram_snapshot_blocks_match: has the machine these RAM blocks, and no other?
+ * @blocks: of RAMSnapshotFileBlock; of each, the name and the length count
+ * @errp: set to the first block that is missing, is there twice or differs
+ */
+bool ram_snapshot_blocks_match(const GArray *blocks, Error **errp);
+
+/**
  * ram_snapshot_open: make an image of a file that has one
  * @fd: of it, open for reading; it is duplicated
  * @name: of the file, for messages

@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include <zlib.h>
 #include "qemu/bitops.h"
+#include "qemu/cutils.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
 #include "qapi/qobject-input-visitor.h"
@@ -22,6 +23,15 @@
 
 /* Of the description, in bytes: that of a large machine has some 300 KiB. */
 #define DESCRIPTION_MAX (64 * MiB)
+
+/* Of all devices, in bytes */
+#define DEVICES_MAX GiB
+
+/* Of all that is no page, in bytes: the bitmaps of 64 TiB are 2 GiB. */
+#define PARTS_MAX (4 * GiB)
+
+/* So much may lie between pages, beside as many bytes as they are. */
+#define BETWEEN_PAGES_MAX GiB
 
 typedef struct Import {
     const char *name;
@@ -69,10 +79,12 @@ static char *read_description(Import *im, Error **errp)
     g_autofree char *text = NULL;
     uint32_t length;
 
-    if (im->size < sizeof(footer) ||
-        !read_all(im, &footer, sizeof(footer), im->size - sizeof(footer),
-                  errp)) {
+    if (im->size < sizeof(footer)) {
         error_setg(errp, "It has %" PRIu64 " bytes: too few", im->size);
+        return NULL;
+    }
+    if (!read_all(im, &footer, sizeof(footer), im->size - sizeof(footer),
+                  errp)) {
         return NULL;
     }
     if (memcmp(footer.magic, SNAPSHOT_FILE_MAGIC, sizeof(footer.magic))) {
@@ -168,6 +180,7 @@ static bool check_parts(const Import *im, Error **errp)
     const size_t most = MiB;
     g_autofree uint8_t *buf = g_malloc(most);
     const SnapshotFilePartList *l;
+    uint64_t total = 0;
 
     for (l = im->description->parts; l; l = l->next) {
         const SnapshotFilePart *part = l->value;
@@ -177,6 +190,13 @@ static bool check_parts(const Import *im, Error **errp)
         if (!is_inside(im, part->offset, part->length)) {
             error_setg(errp, "It is cut off: %" PRIu64 " bytes at %" PRIu64
                        " are not in it", part->length, part->offset);
+            return false;
+        }
+        /* The same bytes again and again would take hours. */
+        total += part->length;
+        if (part->length > PARTS_MAX || total > MIN(im->size, PARTS_MAX)) {
+            error_setg(errp, "The %" PRIu64 " bytes at %" PRIu64 " are in it "
+                       "twice, or are too many", part->length, part->offset);
             return false;
         }
         for (done = 0; done < part->length; done += most) {
@@ -196,14 +216,11 @@ static bool check_parts(const Import *im, Error **errp)
     return true;
 }
 
-static bool add_block(Import *im, const SnapshotFileBlock *d, Error **errp)
+static bool read_bitmap(Import *im, const SnapshotFileBlock *d,
+                        RAMSnapshotFileBlock *b, Error **errp)
 {
     const size_t nr_pages = d->length / qemu_target_page_size();
     const size_t bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
-    RAMSnapshotFileBlock b = {
-        .length = d->length,
-        .pages = d->pages,
-    };
 
     if (d->length % qemu_target_page_size() ||
         d->pages % qemu_real_host_page_size() ||
@@ -213,28 +230,74 @@ static bool add_block(Import *im, const SnapshotFileBlock *d, Error **errp)
                    "or not at whole pages", d->name, d->length);
         return false;
     }
-    b.idstr = g_strdup(d->name);
-    b.bitmap = g_try_malloc(bytes);
-    g_array_append_val(im->blocks, b);
-    if (bytes && !b.bitmap) {
+    b->bitmap = g_try_malloc(bytes);
+    if (bytes && !b->bitmap) {
         error_setg(errp, "There is no memory for %zu bytes", bytes);
         return false;
     }
-    return read_all(im, b.bitmap, bytes, d->bitmap, errp);
+    return read_all(im, b->bitmap, bytes, d->bitmap, errp);
 }
 
+static RAMSnapshotFileBlock *nth_block(const Import *im, unsigned i)
+{
+    return &g_array_index(im->blocks, RAMSnapshotFileBlock, i);
+}
+
+static bool check_places(const Import *im, Error **errp)
+{
+    uint64_t total = 0, end = 0;
+
+    for (unsigned i = 0; i < im->blocks->len; i++) {
+        const RAMSnapshotFileBlock *b = nth_block(im, i);
+
+        for (unsigned k = 0; k < i; k++) {
+            const RAMSnapshotFileBlock *other = nth_block(im, k);
+
+            if (b->pages < other->pages + other->length &&
+                other->pages < b->pages + b->length) {
+                error_setg(errp, "RAM blocks '%s' and '%s' have the same "
+                           "pages in it", other->idstr, b->idstr);
+                return false;
+            }
+        }
+        total += b->length;
+        end = MAX(end, b->pages + b->length);
+    }
+    /* There is a number for each page up to there. */
+    if (end > 2 * total + BETWEEN_PAGES_MAX) {
+        error_setg(errp, "It has %" PRIu64 " bytes of RAM, and their end at "
+                   "%" PRIu64 ": they are too far apart", total, end);
+        return false;
+    }
+    return true;
+}
+
+/* How large a bitmap may be, the machine's blocks tell, not the file's. */
 static bool read_blocks(Import *im, Error **errp)
 {
     const SnapshotFileBlockList *l;
+    unsigned i = 0;
 
     im->blocks = g_array_new(false, false, sizeof(RAMSnapshotFileBlock));
     g_array_set_clear_func(im->blocks, clear_block);
     for (l = im->description->blocks; l; l = l->next) {
-        if (!add_block(im, l->value, errp)) {
+        RAMSnapshotFileBlock b = {
+            .idstr = g_strdup(l->value->name),
+            .length = l->value->length,
+            .pages = l->value->pages,
+        };
+
+        g_array_append_val(im->blocks, b);
+    }
+    if (!ram_snapshot_blocks_match(im->blocks, errp)) {
+        return false;
+    }
+    for (l = im->description->blocks; l; l = l->next) {
+        if (!read_bitmap(im, l->value, nth_block(im, i++), errp)) {
             return false;
         }
     }
-    return true;
+    return check_places(im, errp);
 }
 
 static DeviceStateImage *read_devices(Import *im, Error **errp)
@@ -254,8 +317,9 @@ static DeviceStateImage *read_devices(Import *im, Error **errp)
             return NULL;
         }
         total += d->length;
-        if (total > im->size) {
-            error_setg(errp, "Its devices are larger than the file");
+        if (d->length > DEVICES_MAX || total > DEVICES_MAX) {
+            error_setg(errp, "Its devices have more than %" PRIu64 " bytes, "
+                       "with '%s'", (uint64_t)DEVICES_MAX, d->name);
             return NULL;
         }
     }
@@ -302,6 +366,11 @@ static bool check_block_sums(const Import *im, const RAMSnapshotFileBlock *b,
         for (page = 0; page < n; page += size) {
             if (test_bit((at + page) / size, b->bitmap)) {
                 crc = crc32(crc, buf + page, size);
+            } else if (!buffer_is_zero(buf + page, size)) {
+                error_setg(errp, "It is damaged: the page of '%s' at 0x%"
+                           PRIx64 " is to be zero, and is not", b->idstr,
+                           at + page);
+                return false;
             }
         }
         if (crc != be32_to_cpu(expected)) {
@@ -318,9 +387,7 @@ static bool check_sums(const Import *im, Error **errp)
     uint64_t offset = im->description->page_sums;
 
     for (unsigned i = 0; i < im->blocks->len; i++) {
-        if (!check_block_sums(im, &g_array_index(im->blocks,
-                                                 RAMSnapshotFileBlock, i),
-                              &offset, errp)) {
+        if (!check_block_sums(im, nth_block(im, i), &offset, errp)) {
             return false;
         }
     }
@@ -331,7 +398,8 @@ static bool open_file(Import *im, Error **errp)
 {
     struct stat st;
 
-    im->fd = qemu_open(im->name, O_RDONLY, errp);
+    /* To open a FIFO would wait for who writes to it. */
+    im->fd = qemu_open(im->name, O_RDONLY | O_NONBLOCK, errp);
     if (im->fd < 0) {
         return false;
     }
