@@ -389,14 +389,15 @@ GArray *qemu_device_state_bytes(const DeviceStateImage *image)
 }
 
 static const DeviceStateBytes *find_bytes(const GArray *all,
-                                          const SaveStateEntry *se)
+                                          const char *idstr,
+                                          uint32_t instance_id)
 {
     for (unsigned i = 0; i < all->len; i++) {
         const DeviceStateBytes *bytes = &g_array_index(all, DeviceStateBytes,
                                                        i);
 
-        if (bytes->instance_id == se->instance_id &&
-            !strcmp(bytes->idstr, se->idstr)) {
+        if (bytes->instance_id == instance_id &&
+            !strcmp(bytes->idstr, idstr)) {
             return bytes;
         }
     }
@@ -457,7 +458,8 @@ DeviceStateImage *qemu_device_state_open(const GArray *sections, Error **errp)
 
     image->opened = true;
     while ((se = qemu_savevm_next_entry(se))) {
-        const DeviceStateBytes *bytes = find_bytes(sections, se);
+        const DeviceStateBytes *bytes = find_bytes(sections, se->idstr,
+                                                   se->instance_id);
         DeviceSection section = {
             .se = se,
             .section_id = se->section_id,
@@ -484,6 +486,12 @@ DeviceStateImage *qemu_device_state_open(const GArray *sections, Error **errp)
         if (!find_section(image, bytes)) {
             error_setg(errp, "It has '%s' (%u), which the machine has not",
                        bytes->idstr, bytes->instance_id);
+            return NULL;
+        }
+        if (find_bytes(sections, bytes->idstr, bytes->instance_id) !=
+            bytes) {
+            error_setg(errp, "It has '%s' (%u) twice", bytes->idstr,
+                       bytes->instance_id);
             return NULL;
         }
     }

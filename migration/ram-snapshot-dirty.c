@@ -71,11 +71,14 @@ typedef struct DirtySnapshot {
     ImageNode *node;
 } DirtySnapshot;
 
-/* A file in the view: as long as a page of it is in a table */
+/*
+ * A file in the view: as long as a page of it is in a table.  After that its
+ * numbers are kept for another file, which needs as many in a row.
+ */
 typedef struct Piece {
-    ImageFile *file;
+    ImageFile *file;            /* or NULL */
     uint32_t first, nr;         /* of pages */
-    uint64_t used;              /* references, to all of them */
+    uint64_t used;              /* references to all of them; one by its image */
 } Piece;
 
 typedef struct DirtyStore {
@@ -133,6 +136,9 @@ static void dirty_store_clear(RAMSnapshotStore *store)
     g_assert(QTAILQ_EMPTY(&ds->nodes));
     for (unsigned i = 0; i < ds->pieces->len; i++) {
         image_file_unref(piece_at(ds, i)->file);
+    }
+    if (ds->lies_on) {
+        ram_block_discard_disable(false);
     }
     if (ds->pages) {
         munmap(ds->pages, ds->mapped);
@@ -203,7 +209,9 @@ static uint8_t *map_view(const DirtyStore *ds, size_t size, Error **errp)
         return NULL;
     }
     for (unsigned i = 0; i < ds->pieces->len; i++) {
-        if (!map_piece(ds, piece_at(ds, i), view, errp)) {
+        const Piece *piece = piece_at(ds, i);
+
+        if (piece->file && !map_piece(ds, piece, view, errp)) {
             munmap(view, size);
             return NULL;
         }
@@ -258,22 +266,30 @@ static bool file_grow(DirtyStore *ds, Error **errp)
 static void drop_piece(DirtyStore *ds, Piece *piece)
 {
     const size_t start = (size_t)piece->first << ds->page_bits;
-    const size_t end = start + ((size_t)piece->nr << ds->page_bits);
-    uint32_t i;
 
-    /* If that fails, the file stays mapped, and numbers are not used again. */
-    if (end > ds->mapped ||
-        mmap(ds->pages + start, end - start, PROT_READ, MAP_SHARED | MAP_FIXED,
-             ds->parent.fd, start) != MAP_FAILED) {
-        for (i = 0; i < piece->nr; i++) {
-            uint32_t page = piece->first + i;
+    /* If that fails, the file stays mapped until another one comes there. */
+    mmap(ds->pages + start, (size_t)piece->nr << ds->page_bits, PROT_READ,
+         MAP_SHARED | MAP_FIXED, ds->parent.fd, start);
+    g_ptr_array_remove(ds->parent.files, piece->file);
+    image_file_unref(g_steal_pointer(&piece->file));
+}
 
-            g_array_append_val(ds->free, page);
+/* If RAM lies on it, that is what it is kept for. */
+static void piece_unref(DirtyStore *ds, Piece *piece)
+{
+    if (!--piece->used && piece->file != ds->lies_on) {
+        drop_piece(ds, piece);
+    }
+}
+
+static Piece *file_piece(const DirtyStore *ds, const ImageFile *file)
+{
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        if (piece_at(ds, i)->file == file) {
+            return piece_at(ds, i);
         }
     }
-    g_ptr_array_remove(ds->parent.files, piece->file);
-    image_file_unref(piece->file);
-    g_array_remove_index_fast(ds->pieces, piece - piece_at(ds, 0));
+    g_assert_not_reached();
 }
 
 static void punch(const DirtyStore *ds, uint32_t start, uint32_t len)
@@ -294,9 +310,7 @@ static void file_pages_unref(DirtyStore *ds, const uint32_t *table, uint32_t nr)
         file_page = table[i];
         piece = find_piece(ds, file_page);
         if (piece) {
-            if (!--piece->used && piece->file != ds->lies_on) {
-                drop_piece(ds, piece);
-            }
+            piece_unref(ds, piece);
             continue;
         }
         if (file_page == ZERO_PAGE || --*page_refs(ds, file_page)) {
@@ -585,6 +599,9 @@ static void node_prune(DirtyStore *ds, ImageNode *node)
         if (node->table) {
             file_pages_unref(ds, node->table, node->nr_pages);
             g_clear_pointer(&node->table, g_free);
+            if (node->file) {
+                piece_unref(ds, file_piece(ds, node->file));
+            }
         }
         if (node->children > 1) {
             return;
@@ -737,33 +754,67 @@ static void add_file_block(const DirtyStore *ds, ImageNode *node,
     }
 }
 
-/* Returns: false with @errp set if the host lacks memory or addresses for it */
-static bool add_piece(DirtyStore *ds, ImageFile *file, Error **errp)
+/* The smallest row of numbers that once was a file's and is long enough */
+static Piece *find_free_piece(const DirtyStore *ds, uint32_t nr)
+{
+    Piece *found = NULL;
+
+    for (unsigned i = 0; i < ds->pieces->len; i++) {
+        Piece *piece = piece_at(ds, i);
+
+        if (!piece->file && piece->nr >= nr &&
+            (!found || piece->nr < found->nr)) {
+            found = piece;
+        }
+    }
+    return found;
+}
+
+/* Returns: NULL with @errp set if the host lacks memory or addresses for it */
+static Piece *new_piece(DirtyStore *ds, uint32_t nr, Error **errp)
 {
     const uint32_t align = qemu_real_host_page_size() >> ds->page_bits;
-    const uint64_t nr = DIV_ROUND_UP(file->end, 1 << ds->page_bits);
     const uint64_t first = ROUND_UP((uint64_t)ds->nr_pages, MAX(align, 1));
-    Piece piece = { .file = g_rc_box_acquire(file), .first = first, .nr = nr };
+    const Piece piece = { .first = first, .nr = nr };
     const uint32_t nr_pages = ds->nr_pages;
 
     if (first + nr > UINT32_MAX) {
         error_setg(errp, "There are too many pages of RAM in images");
-        image_file_unref(file);
-        return false;
+        return NULL;
     }
     ds->nr_pages = first + nr;
+    if (!file_grow(ds, errp)) {
+        ds->nr_pages = nr_pages;
+        return NULL;
+    }
     g_array_set_size(ds->refs, ds->nr_pages);
     g_array_append_val(ds->pieces, piece);
-    if (!(ds->mapped >= (size_t)ds->nr_pages << ds->page_bits ?
-          map_piece(ds, &piece, ds->pages, errp) : file_grow(ds, errp))) {
-        g_array_set_size(ds->pieces, ds->pieces->len - 1);
-        ds->nr_pages = nr_pages;
-        g_array_set_size(ds->refs, nr_pages);
-        image_file_unref(file);
-        return false;
+    return piece_at(ds, ds->pieces->len - 1);
+}
+
+/* Returns: NULL with @errp set if the host lacks memory or addresses for it */
+static Piece *add_piece(DirtyStore *ds, ImageFile *file, Error **errp)
+{
+    const uint64_t nr = DIV_ROUND_UP(file->end, 1 << ds->page_bits);
+    Piece *piece;
+
+    if (nr > UINT32_MAX) {
+        error_setg(errp, "There are too many pages of RAM in images");
+        return NULL;
+    }
+    piece = find_free_piece(ds, nr) ?: new_piece(ds, nr, errp);
+    if (!piece) {
+        return NULL;
+    }
+    piece->file = g_rc_box_acquire(file);
+    piece->used = 1;
+    if (!map_piece(ds, piece, ds->pages, errp)) {
+        image_file_unref(g_steal_pointer(&piece->file));
+        piece->used = 0;
+        return NULL;
     }
     g_ptr_array_add(ds->parent.files, file);
-    return true;
+    return piece;
 }
 
 static bool dirty_open(RAMSnapshot *snap, Error **errp)
@@ -775,13 +826,13 @@ static bool dirty_open(RAMSnapshot *snap, Error **errp)
     if (!log_start(ds, errp)) {
         return false;
     }
-    if (!add_piece(ds, snap->file, errp)) {
+    piece = add_piece(ds, snap->file, errp);
+    if (!piece) {
         log_stop_if_unused(ds);
         return false;
     }
     node = node_new(ds, snap);
     node->file = g_rc_box_acquire(snap->file);
-    piece = piece_at(ds, ds->pieces->len - 1);
     for (unsigned i = 0; i < snap->blocks->len; i++) {
         add_file_block(ds, node, saved_block(snap, i), piece);
     }
@@ -889,9 +940,13 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
 {
     ImageFile *old = ds->lies_on;
 
+    if (!old) {
+        /* A discard would bring back what is in the file, not zeroes. */
+        ram_block_discard_disable(true);
+    }
     ds->lies_on = file;
     for (unsigned i = 0; i < ds->pieces->len; i++) {
-        if (piece_at(ds, i)->file == old && old != file &&
+        if (old && piece_at(ds, i)->file == old && old != file &&
             !piece_at(ds, i)->used) {
             drop_piece(ds, piece_at(ds, i));
             return;
@@ -899,20 +954,13 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
     }
 }
 
-/*
- * Make RAM what an image is, whatever it is now: map what can be mapped, and
- * log what else differs.
- */
+/* Make RAM what an image of a file is: map what can be, and log the rest. */
 static void place(DirtyStore *ds, ImageNode *node)
 {
     g_autofree bool *mapped = g_new0(bool, node->blocks->len);
     CPUState *cpu;
     unsigned i;
 
-    if (!node->file) {
-        log_all(ds, node);
-        return;
-    }
     for (i = 0; i < node->blocks->len; i++) {
         const SavedBlock *b = node_block(node, i);
 
@@ -942,17 +990,21 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
     DirtyStore *ds = dirty_store(snap->store);
     ImageNode *node = image_node(snap);
+    bool is_related = log_complete(ds) && log_path(ds, node);
+    bool placed = !is_related && node->file;
     unsigned logged, keep;
 
-    if (!log_complete(ds) || !log_path(ds, node)) {
+    if (placed) {
         place(ds, node);
+    } else if (!is_related) {
+        log_all(ds, node);
     }
     logged = ds->log->len;
     *pages = copy_logged(ds, node, &keep);
     ram_dirty_log_clear(ds->log, keep);
     trace_ram_snapshot_put_back(logged, *pages, keep);
     set_current(ds, node);
-    return !*pages || !kvm_enabled() || kvm_ram_written(errp);
+    return !(*pages || placed) || !kvm_enabled() || kvm_ram_written(errp);
 }
 
 static void dirty_release(RAMSnapshot *snap)

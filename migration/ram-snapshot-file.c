@@ -135,12 +135,11 @@ static const SavedBlock *find_saved_block(const RAMSnapshot *snap,
     return NULL;
 }
 
-static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
-                      Error **errp)
+static bool block_matches(const GArray *blocks, const RAMBlock *rb,
+                          Error **errp)
 {
     const char *idstr = ram_block_name(rb);
     const RAMSnapshotFileBlock *f = find_file_block(blocks, idstr);
-    SavedBlock *b;
 
     if (!f) {
         error_setg(errp, "RAM block '%s' of the machine is not in it", idstr);
@@ -152,6 +151,55 @@ static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
                    (uint64_t)rb->used_length);
         return false;
     }
+    return true;
+}
+
+static bool machine_has_block(const char *idstr)
+{
+    RAMBlock *rb;
+
+    RAMBLOCK_FOREACH(rb) {
+        if (!ram_block_is_outside(rb) && !strcmp(ram_block_name(rb), idstr)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool ram_snapshot_blocks_match(const GArray *blocks, Error **errp)
+{
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(rb) {
+        if (!ram_block_is_outside(rb) && !block_matches(blocks, rb, errp)) {
+            return false;
+        }
+    }
+    /* The first that is not known ends this, however many there are. */
+    for (unsigned i = 0; i < blocks->len; i++) {
+        const char *idstr = file_block(blocks, i)->idstr;
+
+        if (!machine_has_block(idstr)) {
+            error_setg(errp, "It has a RAM block '%s', which the machine has "
+                       "not", idstr);
+            return false;
+        }
+        if (find_file_block(blocks, idstr) != file_block(blocks, i)) {
+            error_setg(errp, "It has two RAM blocks '%s'", idstr);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
+                      Error **errp)
+{
+    const char *idstr = ram_block_name(rb);
+    const RAMSnapshotFileBlock *f = find_file_block(blocks, idstr);
+    SavedBlock *b;
+
     if (find_saved_block(snap, idstr)) {
         error_setg(errp, "The machine has two RAM blocks '%s'", idstr);
         return false;
@@ -169,16 +217,12 @@ static bool add_blocks(RAMSnapshot *snap, const GArray *blocks, Error **errp)
 {
     RAMBlock *rb;
 
+    if (!ram_snapshot_blocks_match(blocks, errp)) {
+        return false;
+    }
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(rb) {
         if (!ram_block_is_outside(rb) && !add_block(snap, blocks, rb, errp)) {
-            return false;
-        }
-    }
-    for (unsigned i = 0; i < blocks->len; i++) {
-        if (!find_saved_block(snap, file_block(blocks, i)->idstr)) {
-            error_setg(errp, "It has a RAM block '%s', which the machine has "
-                       "not", file_block(blocks, i)->idstr);
             return false;
         }
     }

@@ -62,8 +62,16 @@ typedef struct RAMSnapshotFileBlock {
     bool migratable;
     uint64_t length;            /* in bytes */
     uint64_t pages;             /* where the page at offset 0 is, or would be */
+    uint64_t bitmap_pos;        /* where the bitmap is */
     unsigned long *bitmap;      /* by target page: is it there, or all zero? */
 } RAMSnapshotFileBlock;
+
+/**
+ * ram_snapshot_blocks_match: has the machine these RAM blocks, and no other?
+ * @blocks: of RAMSnapshotFileBlock; of each, the name and the length count
+ * @errp: set to the first block that is missing, is there twice or differs
+ */
+bool ram_snapshot_blocks_match(const GArray *blocks, Error **errp);
 
 /**
  * ram_snapshot_open: make an image of a file that has one

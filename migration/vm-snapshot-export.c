@@ -475,9 +475,21 @@ static const JobDriver export_driver = {
 
 static bool open_file(ExportJob *job, Error **errp)
 {
+    struct stat st;
+
     if (strstart(job->file, "/dev/fdset/", NULL)) {
         job->fd = qemu_create(job->file, O_RDWR, 0600, errp);
+        /* What was in it must not be found where pages are left out. */
+        if (job->fd >= 0 && ftruncate(job->fd, 0) < 0) {
+            error_setg_errno(errp, errno, "'%s' cannot be emptied", job->file);
+            return false;
+        }
         return job->fd >= 0;
+    }
+    if (!stat(job->file, &st) && !S_ISREG(st.st_mode)) {
+        error_setg(errp, "'%s' is no regular file, and is not replaced",
+                   job->file);
+        return false;
     }
     job->tmp = g_strdup_printf("%s.XXXXXX", job->file);
     job->fd = g_mkstemp_full(job->tmp, O_RDWR | O_CLOEXEC, 0600);

@@ -52,20 +52,16 @@ static inline bool snapshot_import_has(const SnapshotImport *im,
 bool snapshot_import_read(const SnapshotImport *im, void *buf, size_t length,
                           uint64_t offset, Error **errp);
 
-/**
- * snapshot_import_add_block: check and add a block, with its bitmap
- * @b: that has all but the bitmap; its strings are the import's from now on
- * @bitmap: where in the file that is
- */
-bool snapshot_import_add_block(SnapshotImport *im, RAMSnapshotFileBlock *b,
-                               uint64_t bitmap, Error **errp);
-
 /*
  * vm-snapshot-import-stream.c: files of QEMU's own migration, with mapped-ram,
  * as they are or as libvirt saves them
  */
 
-/** snapshot_import_header: find the RAM blocks, and where devices begin */
+/**
+ * snapshot_import_header: list the RAM blocks, and find where devices begin
+ *
+ * What it says of blocks is to be checked.
+ */
 bool snapshot_import_header(SnapshotImport *im, Error **errp);
 
 /** snapshot_import_stream: an image of the rest; NULL with @errp set */

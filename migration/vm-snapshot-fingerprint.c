@@ -109,7 +109,8 @@ static int add_object(Object *obj, void *opaque)
         return 0;
     }
     path = object_get_canonical_path(obj);
-    g_ptr_array_add(opaque, g_strdup_printf("%s: %s", path,
+    /* In the order of the lines, this comes before what is made of it. */
+    g_ptr_array_add(opaque, g_strdup_printf("%s (%s)", path,
                                             object_get_typename(obj)));
     add_device_properties(opaque, obj, path);
     if (object_dynamic_cast(obj, TYPE_CPU)) {
@@ -140,12 +141,13 @@ strList *vm_snapshot_fingerprint(void)
     strList *list = NULL, **tail = &list;
     const char *last = "";
 
-    g_ptr_array_add(lines, g_strdup_printf("machine: %s",
-                    MACHINE_GET_CLASS(current_machine)->name));
-    g_ptr_array_add(lines, g_strdup_printf("accelerator: %s",
-                    current_accel_name()));
     object_child_foreach_recursive(OBJECT(current_machine), add_object, lines);
     g_ptr_array_sort(lines, compare_lines);
+    /* The first line that differs is told: what all else follows from. */
+    g_ptr_array_insert(lines, 0, g_strdup_printf("machine: %s",
+                       MACHINE_GET_CLASS(current_machine)->name));
+    g_ptr_array_insert(lines, 1, g_strdup_printf("accelerator: %s",
+                       current_accel_name()));
     for (unsigned i = 0; i < lines->len; i++) {
         char *line = g_ptr_array_index(lines, i);
 

@@ -206,18 +206,16 @@ static bool read_block(Reader *r)
                    MAPPED_RAM_HDR_VERSION, qemu_target_page_size());
         return false;
     }
-    b.idstr = g_strdup(name);
     b.pages = be64_to_cpu(h.pages_offset);
-    if (b.pages < r->pos || !b.length) {
+    b.bitmap_pos = be64_to_cpu(h.bitmap_offset);
+    if (b.pages < r->pos || !b.length ||
+        !snapshot_import_has(r->im, b.pages, b.length)) {
         error_setg(r->errp, "RAM block '%s' is empty, or not behind its header",
                    name);
-        g_free(b.idstr);
         return false;
     }
-    if (!snapshot_import_add_block(r->im, &b, be64_to_cpu(h.bitmap_offset),
-                                   r->errp)) {
-        return false;
-    }
+    b.idstr = g_strdup(name);
+    g_array_append_val(r->im->blocks, b);
     r->pos = b.pages + b.length;
     return true;
 }

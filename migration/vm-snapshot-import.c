@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include <zlib.h>
 #include "qemu/bitops.h"
+#include "qemu/cutils.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
 #include "qapi/qobject-input-visitor.h"
@@ -22,6 +23,15 @@
 
 /* Of the description, in bytes: that of a large machine has some 300 KiB. */
 #define DESCRIPTION_MAX (64 * MiB)
+
+/* Of all devices, in bytes */
+#define DEVICES_MAX GiB
+
+/* Of all that is no page, in bytes: the bitmaps of 64 TiB are 2 GiB. */
+#define PARTS_MAX (4 * GiB)
+
+/* So much may lie between pages, beside as many bytes as they are. */
+#define BETWEEN_PAGES_MAX GiB
 
 static void clear_block(void *block)
 {
@@ -156,6 +166,7 @@ static bool check_parts(const SnapshotImport *im, Error **errp)
     const size_t most = MiB;
     g_autofree uint8_t *buf = g_malloc(most);
     const SnapshotFilePartList *l;
+    uint64_t total = 0;
 
     for (l = im->description->parts; l; l = l->next) {
         const SnapshotFilePart *part = l->value;
@@ -165,6 +176,13 @@ static bool check_parts(const SnapshotImport *im, Error **errp)
         if (!snapshot_import_has(im, part->offset, part->length)) {
             error_setg(errp, "It is cut off: %" PRIu64 " bytes at %" PRIu64
                        " are not in it", part->length, part->offset);
+            return false;
+        }
+        /* The same bytes again and again would take hours. */
+        total += part->length;
+        if (part->length > PARTS_MAX || total > MIN(im->size, PARTS_MAX)) {
+            error_setg(errp, "The %" PRIu64 " bytes at %" PRIu64 " are in it "
+                       "twice, or are too many", part->length, part->offset);
             return false;
         }
         for (done = 0; done < part->length; done += most) {
@@ -184,8 +202,13 @@ static bool check_parts(const SnapshotImport *im, Error **errp)
     return true;
 }
 
-bool snapshot_import_add_block(SnapshotImport *im, RAMSnapshotFileBlock *b,
-                               uint64_t bitmap, Error **errp)
+static RAMSnapshotFileBlock *nth_block(const SnapshotImport *im, unsigned i)
+{
+    return &g_array_index(im->blocks, RAMSnapshotFileBlock, i);
+}
+
+static bool read_bitmap(const SnapshotImport *im, RAMSnapshotFileBlock *b,
+                        Error **errp)
 {
     const size_t nr_pages = b->length / qemu_target_page_size();
     const size_t bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
@@ -193,22 +216,63 @@ bool snapshot_import_add_block(SnapshotImport *im, RAMSnapshotFileBlock *b,
     if (b->length % qemu_target_page_size() ||
         b->pages % qemu_real_host_page_size() ||
         !snapshot_import_has(im, b->pages, b->length) ||
-        !snapshot_import_has(im, bitmap, bytes)) {
+        !snapshot_import_has(im, b->bitmap_pos, bytes)) {
         error_setg(errp, "RAM block '%s' of %" PRIu64 " bytes is not in it, "
                    "or not at whole pages", b->idstr, b->length);
-        g_free(b->idstr);
         return false;
     }
     b->bitmap = g_try_malloc(bytes);
-    g_array_append_vals(im->blocks, b, 1);
     if (bytes && !b->bitmap) {
         error_setg(errp, "There is no memory for %zu bytes", bytes);
         return false;
     }
-    return snapshot_import_read(im, b->bitmap, bytes, bitmap, errp);
+    return snapshot_import_read(im, b->bitmap, bytes, b->bitmap_pos, errp);
 }
 
+static bool check_places(const SnapshotImport *im, Error **errp)
+{
+    uint64_t total = 0, end = 0;
+
+    for (unsigned i = 0; i < im->blocks->len; i++) {
+        const RAMSnapshotFileBlock *b = nth_block(im, i);
+
+        for (unsigned k = 0; k < i; k++) {
+            const RAMSnapshotFileBlock *other = nth_block(im, k);
+
+            if (b->pages < other->pages + other->length &&
+                other->pages < b->pages + b->length) {
+                error_setg(errp, "RAM blocks '%s' and '%s' have the same "
+                           "pages in it", other->idstr, b->idstr);
+                return false;
+            }
+        }
+        total += b->length;
+        end = MAX(end, b->pages + b->length);
+    }
+    /* There is a number for each page up to there. */
+    if (end > 2 * total + BETWEEN_PAGES_MAX) {
+        error_setg(errp, "It has %" PRIu64 " bytes of RAM, and their end at "
+                   "%" PRIu64 ": they are too far apart", total, end);
+        return false;
+    }
+    return true;
+}
+
+/* How large a bitmap may be, the machine's blocks tell, not the file's. */
 static bool read_blocks(SnapshotImport *im, Error **errp)
+{
+    if (!ram_snapshot_blocks_match(im->blocks, errp)) {
+        return false;
+    }
+    for (unsigned i = 0; i < im->blocks->len; i++) {
+        if (!read_bitmap(im, nth_block(im, i), errp)) {
+            return false;
+        }
+    }
+    return check_places(im, errp);
+}
+
+static void list_blocks(SnapshotImport *im)
 {
     const SnapshotFileBlockList *l;
 
@@ -217,13 +281,11 @@ static bool read_blocks(SnapshotImport *im, Error **errp)
             .idstr = g_strdup(l->value->name),
             .length = l->value->length,
             .pages = l->value->pages,
+            .bitmap_pos = l->value->bitmap,
         };
 
-        if (!snapshot_import_add_block(im, &b, l->value->bitmap, errp)) {
-            return false;
-        }
+        g_array_append_val(im->blocks, b);
     }
-    return true;
 }
 
 static DeviceStateImage *read_devices(SnapshotImport *im, Error **errp)
@@ -243,8 +305,9 @@ static DeviceStateImage *read_devices(SnapshotImport *im, Error **errp)
             return NULL;
         }
         total += d->length;
-        if (total > im->size) {
-            error_setg(errp, "Its devices are larger than the file");
+        if (d->length > DEVICES_MAX || total > DEVICES_MAX) {
+            error_setg(errp, "Its devices have more than %" PRIu64 " bytes, "
+                       "with '%s'", (uint64_t)DEVICES_MAX, d->name);
             return NULL;
         }
     }
@@ -291,6 +354,11 @@ static bool check_block_sums(const SnapshotImport *im, const RAMSnapshotFileBloc
         for (page = 0; page < n; page += size) {
             if (test_bit((at + page) / size, b->bitmap)) {
                 crc = crc32(crc, buf + page, size);
+            } else if (!buffer_is_zero(buf + page, size)) {
+                error_setg(errp, "It is damaged: the page of '%s' at 0x%"
+                           PRIx64 " is to be zero, and is not", b->idstr,
+                           at + page);
+                return false;
             }
         }
         if (crc != be32_to_cpu(expected)) {
@@ -307,9 +375,7 @@ static bool check_sums(const SnapshotImport *im, Error **errp)
     uint64_t offset = im->description->page_sums;
 
     for (unsigned i = 0; i < im->blocks->len; i++) {
-        if (!check_block_sums(im, &g_array_index(im->blocks,
-                                                 RAMSnapshotFileBlock, i),
-                              &offset, errp)) {
+        if (!check_block_sums(im, nth_block(im, i), &offset, errp)) {
             return false;
         }
     }
@@ -320,7 +386,8 @@ static bool open_file(SnapshotImport *im, Error **errp)
 {
     struct stat st;
 
-    im->fd = qemu_open(im->name, O_RDONLY, errp);
+    /* To open a FIFO would wait for who writes to it. */
+    im->fd = qemu_open(im->name, O_RDONLY | O_NONBLOCK, errp);
     if (im->fd < 0) {
         return false;
     }
@@ -355,17 +422,20 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
 
 static bool read_file(SnapshotImport *im, bool check, Error **errp)
 {
-    if (!has_footer(im)) {
-        if (check) {
-            error_setg(errp, "It has no sums: it was not written by "
-                       "x-snapshot-device-export");
+    if (has_footer(im)) {
+        if (!parse_description(im, errp) || !check_machine(im, errp) ||
+            !check_parts(im, errp)) {
             return false;
         }
-        return snapshot_import_header(im, errp);
+        list_blocks(im);
+    } else if (check) {
+        error_setg(errp, "It has no sums: it was not written by "
+                   "x-snapshot-device-export, or is not complete");
+        return false;
+    } else if (!snapshot_import_header(im, errp)) {
+        return false;
     }
-    return parse_description(im, errp) && check_machine(im, errp) &&
-        check_parts(im, errp) && read_blocks(im, errp) &&
-        (!check || check_sums(im, errp));
+    return read_blocks(im, errp) && (!check || check_sums(im, errp));
 }
 
 bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file, bool check,

@@ -501,6 +501,7 @@ static bool vm_snapshot_visit_quiesced(VMSnapshot *s, unsigned n,
 bool vm_snapshot_visit(VMSnapshot *s, unsigned n, VMSnapshotVisitFunc *func,
                        void *opaque, Error **errp)
 {
+    const uint64_t last_pages = s->last_pages;
     RunState was;
     bool lost = false, ok;
 
@@ -511,6 +512,8 @@ bool vm_snapshot_visit(VMSnapshot *s, unsigned n, VMSnapshotVisitFunc *func,
     global_state_store();
     ok = vm_snapshot_quiesce(RUN_STATE_SAVE_VM, &was, errp) &&
         vm_snapshot_visit_quiesced(s, n, func, opaque, &lost, errp);
+    /* The guest can read how many a restore took. */
+    s->last_pages = last_pages;
     if (lost) {
         vm_snapshot_stop_for_good(was);
     } else {
