@@ -70,25 +70,29 @@ typedef struct SnapshotRun {
     QEMUBH *bh;
     VMChangeStateEntry *vm_state;
 
-    /* The host */
+    /* Of the next */
+    struct snapshot_message next;       /* RUN */
+    bool pending;               /* @next waits for WAITING, or for @bh */
+    bool cancel_next;           /* if it has @cancel_id */
+    uint32_t cancel_id;
+    uint64_t untouched;         /* bql_times_locked(), if nobody has come */
+} SnapshotRun;
+
+/* To the program on the host */
+typedef struct SnapshotConnection {
     bool connected;
-    bool attached;              /* has said HELLO */
+    bool attached;              /* it has said HELLO */
     bool told_ready;
-    bool pending;               /* @next waits for WAITING */
-    bool broken;                /* @bh shall close the connection */
-    struct snapshot_message next;       /* the RUN that comes next */
+    bool broken;                /* the runs' @bh shall close the connection */
     unsigned in_len;
-    struct snapshot_message in;         /* its part that has come yet */
+    struct snapshot_message in; /* the next, as far as it has come */
 
     /* The socket that the host may have given, on which a vCPU waits */
     int socket;                 /* -1: none */
     int orphan;                 /* one that has to be closed; -1: none */
     bool polling;
-    bool cancel_next;           /* if it has @cancel_id */
-    uint32_t cancel_id;
-    EventNotifier kick;         /* ends that */
-    uint64_t untouched;         /* bql_times_locked(), if nobody has come */
-} SnapshotRun;
+    EventNotifier kick;         /* ends @polling */
+} SnapshotConnection;
 
 struct SnapshotState {
     PCIDevice parent_obj;
@@ -97,6 +101,7 @@ struct SnapshotState {
     VMSnapshot *engine;
     SnapshotRequest request;
     SnapshotRun run;
+    SnapshotConnection conn;
 
     /* properties */
     uint32_t slots;
@@ -156,6 +161,65 @@ uint32_t snapshot_run_done(SnapshotState *s);
  */
 void snapshot_run_op_done(SnapshotState *s, SnapshotRequest request,
                           VMSnapshotOp op, unsigned slot, int ret);
+
+/* What comes from the connection */
+
+/**
+ * snapshot_run_ask: begin a run, or do so as soon as the machine is put back
+ * @m: a RUN; it is copied
+ *
+ * Called in the main loop, or by the thread of a vCPU that is parked.
+ *
+ * Returns: 0, or SNAPSHOT_REFUSED_*
+ */
+uint32_t snapshot_run_ask(SnapshotState *s, const struct snapshot_message *m);
+
+/**
+ * snapshot_run_cancel: end the run that has this id
+ * @may_come: it may also be asked for later
+ */
+void snapshot_run_cancel(SnapshotState *s, uint32_t id, bool may_come);
+
+/** snapshot_run_host_gone: nobody wants what was asked for */
+void snapshot_run_host_gone(SnapshotState *s);
+
+/*
+ * snapshot-control.c: the connection.  All is called with the BQL held.  Of the
+ * device's other files, it calls what stands above.
+ */
+
+/**
+ * snapshot_control_init: find the channel
+ *
+ * Sets s->run.channel.
+ *
+ * Returns: false with @errp set, and nothing to undo, if it cannot be used
+ */
+bool snapshot_control_init(SnapshotState *s, Error **errp);
+
+/** snapshot_control_start: from now on, hosts may come; s->run is complete */
+void snapshot_control_start(SnapshotState *s);
+
+void snapshot_control_exit(SnapshotState *s);
+
+/** snapshot_control_ready, snapshot_control_ended: tell the host, if any */
+void snapshot_control_ready(SnapshotState *s);
+void snapshot_control_ended(SnapshotState *s, uint32_t reason);
+
+/** snapshot_control_listen: let the vCPU's wait be for the socket, if any */
+void snapshot_control_listen(SnapshotState *s);
+
+/** snapshot_control_read_on: s->run.pending, which held messages, is false */
+void snapshot_control_read_on(SnapshotState *s);
+
+/** snapshot_control_refuse: a message with @id; SNAPSHOT_REFUSED_* says why */
+void snapshot_control_refuse(SnapshotState *s, uint32_t id, uint32_t reason);
+
+/** snapshot_control_send: any message, on any thread; it does not wait */
+void snapshot_control_send(SnapshotState *s, const struct snapshot_message *m);
+
+/** snapshot_control_close_broken: close the connection if it is broken */
+void snapshot_control_close_broken(SnapshotState *s);
 
 /* snapshot.c */
 

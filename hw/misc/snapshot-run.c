@@ -4,7 +4,7 @@
  * A run: an input goes in, the guest executes, a result and coverage come out,
  * and the machine goes back.  docs/interop/snapshot-control.rst describes what
  * a program on the host sees of it, docs/specs/snapshot.rst what the guest
- * does.
+ * does.  How messages come and go is in snapshot-control.c.
  *
  * What the guest has written, registers and memory, is checked whenever it is
  * used: it may change at any time.  Memory is accessed by physical addresses,
@@ -14,36 +14,29 @@
  */
 
 #include "qemu/osdep.h"
-#include <poll.h>
 #include "qemu/bswap.h"
 #include "qemu/error-report.h"
 #include "qemu/log.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qemu/units.h"
-#include "chardev/char.h"
 #include "qapi/error.h"
 #include "exec/address-spaces.h"
 #include "exec/target_page.h"
 #include "exec/tcg-coverage.h"
-#include "hw/boards.h"
 #include "hw/core/cpu.h"
 #include "system/cpus.h"
 #include "system/hw_accel.h"
-#include "system/kvm.h"
 #include "system/runstate.h"
 #include "system/tcg.h"
 #include "snapshot-int.h"
 #include "trace.h"
 
-#define CHANNEL_MIN     (64 * KiB)
 #define TEXT_MIN        (4 * KiB)
 #define AREA_ALIGN      (4 * KiB)
 #define RETRY_NS        (10 * SCALE_MS)
 #define GIVE_UP_NS      (10 * NANOSECONDS_PER_SECOND)
 #define NO_CAUSE        (-1)
-
-QEMU_BUILD_BUG_ON(sizeof(struct snapshot_message) != 64);
 
 static void snapshot_run_set_state(SnapshotRun *run, SnapshotRunState to)
 {
@@ -196,103 +189,6 @@ static bool snapshot_run_resolve(SnapshotState *s)
     return true;
 }
 
-/*
- * Messages
- */
-
-static void snapshot_set_broken(SnapshotRun *run)
-{
-    run->broken = true;
-    qemu_bh_schedule(run->bh);
-}
-
-/* Called on any thread.  The protocol lets a socket's buffer never be full. */
-static void snapshot_send(SnapshotState *s, const struct snapshot_message *m)
-{
-    SnapshotRun *run = &s->run;
-    ssize_t n;
-
-    if (!run->connected || run->broken) {
-        return;
-    }
-    if (run->socket >= 0) {
-        n = send(run->socket, m, sizeof(*m), MSG_DONTWAIT | MSG_NOSIGNAL);
-    } else {
-        n = qemu_chr_fe_write(&s->control, (const uint8_t *)m, sizeof(*m));
-    }
-    if (n != sizeof(*m)) {
-        snapshot_set_broken(run);
-    }
-}
-
-static void snapshot_refuse(SnapshotState *s, uint32_t id, uint32_t reason)
-{
-    struct snapshot_message m = {
-        .type = cpu_to_le32(SNAPSHOT_MSG_ERROR),
-        .id = cpu_to_le32(id),
-        .error.reason = cpu_to_le32(reason),
-    };
-
-    trace_snapshot_run_refused(id, reason);
-    snapshot_send(s, &m);
-    if (reason <= SNAPSHOT_REFUSED_VERSION ||
-        reason == SNAPSHOT_REFUSED_SOCKET) {
-        snapshot_set_broken(&s->run);
-    }
-}
-
-static struct snapshot_area snapshot_area_le(struct snapshot_area a)
-{
-    return (struct snapshot_area) {
-        .offset = cpu_to_le64(a.offset),
-        .size = cpu_to_le64(a.size),
-    };
-}
-
-/* What a host has sent before it was told of READY is for an earlier one. */
-static void snapshot_refuse_early(SnapshotState *s)
-{
-    struct snapshot_message m;
-
-    while (s->run.socket >= 0 && !s->run.broken &&
-           recv(s->run.socket, &m, sizeof(m), MSG_DONTWAIT) == sizeof(m)) {
-        snapshot_refuse(s, le32_to_cpu(m.id), SNAPSHOT_REFUSED_NOT_READY);
-    }
-}
-
-static void snapshot_tell_ready(SnapshotState *s)
-{
-    SnapshotRun *run = &s->run;
-    struct snapshot_message m = {
-        .type = cpu_to_le32(SNAPSHOT_MSG_READY),
-        .ready = {
-            .input = snapshot_area_le(run->areas[SNAPSHOT_REGION_INPUT]),
-            .coverage = snapshot_area_le(run->areas[SNAPSHOT_REGION_COVERAGE]),
-            .text = snapshot_area_le(run->areas[SNAPSHOT_REGION_TEXT]),
-            .slot = cpu_to_le32(run->slot),
-        },
-    };
-
-    if (run->attached && !run->told_ready) {
-        snapshot_refuse_early(s);
-        run->told_ready = true;
-        snapshot_send(s, &m);
-    }
-}
-
-static void snapshot_tell_ended(SnapshotState *s, uint32_t reason)
-{
-    struct snapshot_message m = {
-        .type = cpu_to_le32(SNAPSHOT_MSG_ENDED),
-        .ended.reason = cpu_to_le32(reason),
-    };
-
-    if (s->run.attached && s->run.told_ready) {
-        snapshot_send(s, &m);
-    }
-    s->run.told_ready = false;
-}
-
 /* Bytes of the guest's text, which a zero byte ends in its area */
 static size_t snapshot_copy_text(SnapshotRun *run)
 {
@@ -333,7 +229,7 @@ static void snapshot_run_finish(SnapshotState *s, uint32_t result, int cause)
     s->input_length = 0;
     run->host_deadline = INT64_MAX;
     if (run->wanted) {
-        snapshot_send(s, &m);
+        snapshot_control_send(s, &m);
     }
 }
 
@@ -520,13 +416,12 @@ static void snapshot_run_wait(SnapshotState *s)
     /* The main loop may go on to do something else. */
     s->run.untouched = qemu_in_vcpu_thread() ? bql_times_locked() : 0;
     vm_snapshot_park(s->engine);
-    snapshot_tell_ready(s);
+    snapshot_control_ready(s);
     if (s->run.pending) {
         /* Not here: the restore is not over. */
         qemu_bh_schedule(s->run.bh);
-    } else if (s->run.socket >= 0 && !qemu_in_vcpu_thread()) {
-        /* Its wait is for the socket now. */
-        qemu_cpu_kick(first_cpu);
+    } else {
+        snapshot_control_listen(s);
     }
 }
 
@@ -546,12 +441,12 @@ void snapshot_run_reset(SnapshotState *s, uint32_t reason)
         run->swallowed = SHUTDOWN_CAUSE_NONE;
     }
     s->input_length = 0;
-    snapshot_tell_ended(s, reason);
+    snapshot_control_ended(s, reason);
     if (run->pending) {
         run->pending = false;
-        snapshot_refuse(s, le32_to_cpu(run->next.id),
-                        SNAPSHOT_REFUSED_NOT_READY);
-        qemu_chr_fe_accept_input(&s->control);
+        snapshot_control_refuse(s, le32_to_cpu(run->next.id),
+                                SNAPSHOT_REFUSED_NOT_READY);
+        snapshot_control_read_on(s);
     }
     vm_snapshot_unpark(s->engine);
     /* Later, as this may be in the middle of a reset. */
@@ -760,7 +655,7 @@ static void snapshot_run_begin_pending(SnapshotState *s)
     }
     if (run->state == SNAPSHOT_RUN_WAITING) {
         snapshot_run_begin(s);
-        qemu_chr_fe_accept_input(&s->control);
+        snapshot_control_read_on(s);
     }
 }
 
@@ -777,84 +672,15 @@ static void snapshot_run_bh(void *opaque)
         snapshot_guest_end_again(run);
     }
     snapshot_run_continue(run);
-    if (run->broken) {
-        qemu_chr_fe_disconnect(&s->control);
-    }
+    snapshot_control_close_broken(s);
     if (run->pending && run->state == SNAPSHOT_RUN_WAITING) {
         snapshot_run_begin_pending(s);
     }
 }
 
 /*
- * The host
+ * What a host wants
  */
-
-/*
- * With a socket for RUN, the first vCPU's thread, which has nothing else to do
- * while the guest waits, waits for it: that the main loop is told of it, and
- * tells the vCPU, would take as long as a short run.  A machine that the main
- * loop puts back has no use for that.
- */
-static bool snapshot_run_on_vcpu(const SnapshotState *s)
-{
-    return vm_snapshot_ram(s->engine) == SNAPSHOT_DEVICE_RAM_DIRTY &&
-        (tcg_enabled() ||
-         (kvm_enabled() && current_machine->smp.max_cpus == 1));
-}
-
-/* A vCPU may be waiting for it. */
-static void snapshot_close_socket(SnapshotRun *run)
-{
-    int fd = run->socket;
-
-    run->socket = -1;
-    if (fd >= 0 && run->polling && run->orphan < 0) {
-        run->orphan = fd;
-        event_notifier_set(&run->kick);
-    } else if (fd >= 0) {
-        close(fd);
-    }
-}
-
-/* Take the socket that came with HELLO, if any; any other file is none. */
-static bool snapshot_take_socket(SnapshotState *s)
-{
-    int fd = qemu_chr_fe_get_msgfd(&s->control), type = 0, domain = 0;
-    socklen_t len = sizeof(int);
-
-    if (fd < 0) {
-        return true;
-    }
-    if (!snapshot_run_on_vcpu(s) ||
-        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) ||
-        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) ||
-        domain != AF_UNIX || type != SOCK_SEQPACKET) {
-        close(fd);
-        return false;
-    }
-    s->run.socket = fd;
-    qemu_cpu_kick(first_cpu);
-    return true;
-}
-
-static void snapshot_hello(SnapshotState *s)
-{
-    SnapshotRun *run = &s->run;
-
-    if (le32_to_cpu(run->in.hello.magic) != SNAPSHOT_CONTROL_MAGIC) {
-        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_HELLO);
-    } else if (le32_to_cpu(run->in.hello.version) !=
-               SNAPSHOT_CONTROL_VERSION) {
-        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_VERSION);
-    } else if (!snapshot_take_socket(s)) {
-        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_SOCKET);
-    } else {
-        run->attached = true;
-        if (run->state == SNAPSHOT_RUN_WAITING) {
-            snapshot_tell_ready(s);
-        }
-    }
-}
 
 /*
  * Has nobody come, and changed something, since the machine was put back?  With
@@ -883,213 +709,56 @@ static void snapshot_prepare_run(SnapshotState *s)
     }
 }
 
-static void snapshot_asked_for_run(SnapshotState *s,
-                                   const struct snapshot_message *m)
+uint32_t snapshot_run_ask(SnapshotState *s, const struct snapshot_message *m)
 {
     SnapshotRun *run = &s->run;
-    uint32_t id = le32_to_cpu(m->id), flags = le32_to_cpu(m->run.flags);
 
-    if (!run->told_ready || (run->state != SNAPSHOT_RUN_WAITING &&
-                             run->state != SNAPSHOT_RUN_ENDING)) {
-        snapshot_refuse(s, id, SNAPSHOT_REFUSED_NOT_READY);
-    } else if (le64_to_cpu(m->run.length) >
-               run->areas[SNAPSHOT_REGION_INPUT].size) {
-        snapshot_refuse(s, id, SNAPSHOT_REFUSED_LENGTH);
-    } else if (flags & ~SNAPSHOT_RUN_STOPPED) {
-        snapshot_refuse(s, id, SNAPSHOT_REFUSED_FLAGS);
-    } else {
-        run->next = *m;
-        snapshot_prepare_run(s);
+    if (run->state != SNAPSHOT_RUN_WAITING &&
+        run->state != SNAPSHOT_RUN_ENDING) {
+        return SNAPSHOT_REFUSED_NOT_READY;
     }
+    if (le64_to_cpu(m->run.length) > run->areas[SNAPSHOT_REGION_INPUT].size) {
+        return SNAPSHOT_REFUSED_LENGTH;
+    }
+    if (le32_to_cpu(m->run.flags) & ~SNAPSHOT_RUN_STOPPED) {
+        return SNAPSHOT_REFUSED_FLAGS;
+    }
+    run->next = *m;
+    snapshot_prepare_run(s);
+    return 0;
 }
 
-static void snapshot_message(SnapshotState *s)
+void snapshot_run_cancel(SnapshotState *s, uint32_t id, bool may_come)
 {
     SnapshotRun *run = &s->run;
-    uint32_t type = le32_to_cpu(run->in.type);
 
-    if (!run->attached) {
-        if (type == SNAPSHOT_MSG_HELLO) {
-            snapshot_hello(s);
-        } else {
-            snapshot_refuse(s, 0, SNAPSHOT_REFUSED_HELLO);
-        }
-    } else if (type == SNAPSHOT_MSG_RUN && run->socket >= 0) {
-        /* It could overtake one that is there. */
-        snapshot_refuse(s, le32_to_cpu(run->in.id),
-                        SNAPSHOT_REFUSED_NOT_READY);
-    } else if (type == SNAPSHOT_MSG_RUN) {
-        snapshot_asked_for_run(s, &run->in);
-    } else if (type != SNAPSHOT_MSG_CANCEL) {
-        snapshot_refuse(s, le32_to_cpu(run->in.id), SNAPSHOT_REFUSED_TYPE);
-    } else if (run->state == SNAPSHOT_RUN_RUNNING &&
-               le32_to_cpu(run->in.id) == run->id) {
+    if (run->state == SNAPSHOT_RUN_RUNNING && run->id == id) {
         snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
-    } else if (run->socket >= 0) {
-        /* Its RUN may not have been read from there yet. */
+    } else if (may_come) {
         run->cancel_next = true;
-        run->cancel_id = le32_to_cpu(run->in.id);
+        run->cancel_id = id;
     }
 }
 
-static int snapshot_can_read(void *opaque)
+void snapshot_run_host_gone(SnapshotState *s)
 {
-    SnapshotState *s = opaque;
     SnapshotRun *run = &s->run;
 
-    return run->pending || run->broken ? 0 : sizeof(run->in) - run->in_len;
-}
-
-static void snapshot_read_control(void *opaque, const uint8_t *buf, int len)
-{
-    SnapshotState *s = opaque;
-    SnapshotRun *run = &s->run;
-
-    memcpy((uint8_t *)&run->in + run->in_len, buf, len);
-    run->in_len += len;
-    if (run->in_len == sizeof(run->in)) {
-        run->in_len = 0;
-        snapshot_message(s);
-    }
-}
-
-static bool snapshot_wait_for_run(void *opaque, CPUState *cpu)
-{
-    SnapshotState *s = opaque;
-    SnapshotRun *run = &s->run;
-    struct snapshot_message m;
-    struct pollfd fds[2];
-    ssize_t n;
-
-    if (run->socket < 0 || cpu != first_cpu || run->broken || run->pending ||
-        run->state != SNAPSHOT_RUN_WAITING) {
-        return false;
-    }
-    n = recv(run->socket, &m, sizeof(m), MSG_DONTWAIT | MSG_TRUNC);
-    if (n == sizeof(m) && le32_to_cpu(m.type) == SNAPSHOT_MSG_RUN) {
-        snapshot_asked_for_run(s, &m);
-        return true;
-    }
-    if (n > 0) {
-        snapshot_refuse(s, 0, SNAPSHOT_REFUSED_TYPE);
-        return true;
-    }
-    if (!n || (errno != EAGAIN && errno != EINTR)) {
-        snapshot_set_broken(run);
-        return true;
-    }
-
-    fds[0] = (struct pollfd) { .fd = run->socket, .events = POLLIN };
-    fds[1] = (struct pollfd) { .fd = event_notifier_get_fd(&run->kick),
-                               .events = POLLIN };
-    qatomic_set(&run->polling, true);
-    smp_mb(); /* with snapshot_kick(): what it is about, or the kick, is seen */
-    if (cpu_thread_is_idle(cpu)) {
-        bql_unlock();
-        poll(fds, 2, -1);
-        bql_lock();
-        run->untouched++;
-    }
-    run->polling = false;
-    event_notifier_test_and_clear(&run->kick);
-    if (run->orphan >= 0) {
-        close(run->orphan);
-        run->orphan = -1;
-    }
-    return true;
-}
-
-static void snapshot_kick(void *opaque, CPUState *cpu)
-{
-    SnapshotState *s = opaque;
-
-    smp_mb(); /* with snapshot_wait_for_run() */
-    if (qatomic_read(&s->run.polling)) {
-        event_notifier_set(&s->run.kick);
-    }
-}
-
-static const CPUWaitOps snapshot_wait_ops = {
-    .wait = snapshot_wait_for_run,
-    .kick = snapshot_kick,
-};
-
-static void snapshot_control_event(void *opaque, QEMUChrEvent event)
-{
-    SnapshotState *s = opaque;
-    SnapshotRun *run = &s->run;
-    struct snapshot_message m = {
-        .type = cpu_to_le32(SNAPSHOT_MSG_HELLO),
-        .hello = {
-            .magic = cpu_to_le32(SNAPSHOT_CONTROL_MAGIC),
-            .version = cpu_to_le32(SNAPSHOT_CONTROL_VERSION),
-            .channel = cpu_to_le64(run->channel_size),
-        },
-    };
-
-    if (qemu_chr_has_feature(qemu_chr_fe_get_driver(&s->control),
-                             QEMU_CHAR_FEATURE_FD_PASS) &&
-        snapshot_run_on_vcpu(s)) {
-        m.hello.flags = cpu_to_le32(SNAPSHOT_HELLO_SOCKET);
-    }
-
-    if (event != CHR_EVENT_OPENED && event != CHR_EVENT_CLOSED) {
-        return;
-    }
-    run->connected = event == CHR_EVENT_OPENED;
-    run->attached = run->told_ready = run->pending = run->broken = false;
-    run->wanted = run->cancel_next = false;
-    run->in_len = 0;
-    snapshot_close_socket(run);
+    run->pending = run->wanted = run->cancel_next = false;
     if (run->state == SNAPSHOT_RUN_RUNNING) {
         /* Nobody waits for its result. */
         snapshot_run_end(run, SNAPSHOT_CAUSE_CANCELLED);
     }
-    snapshot_send(s, &m);
 }
 
 bool snapshot_run_init(SnapshotState *s, Error **errp)
 {
     SnapshotRun *run = &s->run;
-    MemoryRegion *mr;
-    int ret;
 
-    if (!s->channel) {
-        error_setg(errp, "control= needs channel=, a memory backend through "
-                   "which inputs and results pass");
+    if (!snapshot_control_init(s, errp)) {
         return false;
     }
-    if (object_dynamic_cast(OBJECT(qemu_chr_fe_get_driver(&s->control)),
-                            TYPE_CHARDEV_MUX)) {
-        error_setg(errp, "control= has a chardev that several may use: give it "
-                   "one without mux=on");
-        return false;
-    }
-    mr = host_memory_backend_get_memory(s->channel);
-    if (!qemu_ram_is_shared(mr->ram_block)) {
-        error_setg(errp, "The memory of channel= is QEMU's alone: use "
-                   "share=on, so that a program can map it, too");
-        return false;
-    }
-    if (mr->readonly) {
-        error_setg(errp, "The memory of channel= is read-only, and results "
-                   "have to be written there");
-        return false;
-    }
-    if (memory_region_size(mr) < CHANNEL_MIN) {
-        error_setg(errp, "The memory of channel= is smaller than %" PRIu64
-                   " bytes", (uint64_t)CHANNEL_MIN);
-        return false;
-    }
-    run->channel = memory_region_get_ram_ptr(mr);
-    run->channel_size = memory_region_size(mr);
     run->cause = NO_CAUSE;
-    run->socket = run->orphan = -1;
-    ret = event_notifier_init(&run->kick, false);
-    if (ret) {
-        error_setg_errno(errp, -ret, "control= needs an eventfd");
-        return false;
-    }
     run->host_deadline = INT64_MAX;
     run->host_timer = timer_new_ns(QEMU_CLOCK_REALTIME, snapshot_host_timer,
                                    run);
@@ -1101,10 +770,7 @@ bool snapshot_run_init(SnapshotState *s, Error **errp)
     run->bh = aio_bh_new(iohandler_get_aio_context(), snapshot_run_bh, s);
     run->vm_state = qemu_add_vm_change_state_handler(snapshot_vm_state, s);
     qemu_set_guest_end_handler(snapshot_guest_end, s);
-    qemu_set_cpu_wait(&snapshot_wait_ops, s);
-    qemu_chr_fe_set_handlers(&s->control, snapshot_can_read,
-                             snapshot_read_control, snapshot_control_event,
-                             NULL, s, NULL, true);
+    snapshot_control_start(s);
     return true;
 }
 
@@ -1116,11 +782,8 @@ void snapshot_run_exit(SnapshotState *s)
     if (!run->channel) {
         return;
     }
-    qemu_chr_fe_deinit(&s->control, false);
+    snapshot_control_exit(s);
     qemu_set_guest_end_handler(NULL, NULL);
-    qemu_set_cpu_wait(NULL, NULL);
-    snapshot_close_socket(run);
-    event_notifier_cleanup(&run->kick);
     qemu_del_vm_change_state_handler(run->vm_state);
     timer_free(run->host_timer);
     timer_free(run->guest_timer);
