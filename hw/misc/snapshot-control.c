@@ -9,9 +9,10 @@
  * machine is put back, or says why it is refused.
  *
  * What QEMU sends goes through snapshot_control_send(), on any thread: to the
- * socket if there is one, else to the chardev.  A host that breaks the protocol,
- * or does not read, is told why if that is possible, and its connection closed:
- * later, by the runs' bottom half, as this may be a vCPU's thread.
+ * socket if there is one, else to the chardev.  A host that breaks the
+ * protocol, or does not read, is told why if that is possible, and its
+ * connection is closed: later, by the runs' bottom half, as this may be a
+ * vCPU's thread.
  *
  * docs/interop/snapshot-control.rst is the protocol.
  *
@@ -100,7 +101,8 @@ static void snapshot_refuse_early(SnapshotState *s)
 
     while (s->conn.socket >= 0 && !s->conn.broken &&
            recv(s->conn.socket, &m, sizeof(m), MSG_DONTWAIT) == sizeof(m)) {
-        snapshot_control_refuse(s, le32_to_cpu(m.id), SNAPSHOT_REFUSED_NOT_READY);
+        snapshot_control_refuse(s, le32_to_cpu(m.id),
+                                SNAPSHOT_REFUSED_NOT_READY);
     }
 }
 
