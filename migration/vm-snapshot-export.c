@@ -584,7 +584,8 @@ static void place_block(ExportBlock *b, uint64_t end, GByteArray *header)
     }
     b->bitmap_offset = end;
     b->bitmap_bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
-    b->info.pages = ROUND_UP(end + b->bitmap_bytes, PAGES_ALIGN);
+    b->info.pages = ROUND_UP(end + b->bitmap_bytes + SNAPSHOT_FILE_MARK,
+                             PAGES_ALIGN);
     b->info.bitmap = bitmap_new(nr_pages);
     b->nr_sums = DIV_ROUND_UP(b->info.length, SNAPSHOT_FILE_SUM_BYTES);
     b->sums = g_new0(uint32_t, b->nr_sums);
@@ -629,6 +630,9 @@ static void place_ram(ExportJob *job, const ExportStream *stream)
             }
             place_block(b, job->pages_end + bytes->len, bytes);
             job->pages_end = b->info.pages + b->info.length;
+            bytes = add_part(job, b->info.pages - SNAPSHOT_FILE_MARK);
+            g_byte_array_append(bytes, (const uint8_t *)SNAPSHOT_FILE_MAGIC,
+                                SNAPSHOT_FILE_MARK);
         }
     }
     bytes = add_part(job, job->pages_end);

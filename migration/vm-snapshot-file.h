@@ -17,6 +17,12 @@
 #define SNAPSHOT_FILE_MAGIC "QEMUSNAP"
 #define SNAPSHOT_FILE_VERSION 1
 
+/*
+ * So many bytes, the magic, are before the pages of each block, where a
+ * migration has nothing: cut off, the file must not be taken for one.
+ */
+#define SNAPSHOT_FILE_MARK 8
+
 /* Each so many bytes of a RAM block have a sum of their own. */
 #define SNAPSHOT_FILE_SUM_BYTES MiB
 

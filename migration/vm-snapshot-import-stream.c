@@ -188,6 +188,18 @@ static bool read_configuration(Reader *r, bool *mapped_ram)
     return false;
 }
 
+/* Is it one of ours, without its end? */
+static bool is_cut_off(const SnapshotImport *im, uint64_t pages)
+{
+    char mark[SNAPSHOT_FILE_MARK];
+
+    return pages >= sizeof(mark) &&
+        snapshot_import_has(im, pages - sizeof(mark), sizeof(mark)) &&
+        snapshot_import_read(im, mark, sizeof(mark), pages - sizeof(mark),
+                             NULL) &&
+        !memcmp(mark, SNAPSHOT_FILE_MAGIC, sizeof(mark));
+}
+
 static bool read_block(Reader *r)
 {
     RAMSnapshotFileBlock b = { };
@@ -212,6 +224,11 @@ static bool read_block(Reader *r)
         !snapshot_import_has(r->im, b.pages, b.length)) {
         error_setg(r->errp, "RAM block '%s' is empty, or not behind its header",
                    name);
+        return false;
+    }
+    if (is_cut_off(r->im, b.pages)) {
+        error_setg(r->errp, "It is a file of x-snapshot-device-export that is "
+                   "not complete");
         return false;
     }
     b.idstr = g_strdup(name);
@@ -323,8 +340,8 @@ bool snapshot_import_header(SnapshotImport *im, Error **errp)
         return false;
     }
     if (magic != QEMU_VM_FILE_MAGIC || version != QEMU_VM_FILE_VERSION) {
-        error_setg(errp, "It is neither a complete file of "
-                   "x-snapshot-device-export nor a migration stream");
+        error_setg(errp, "It is neither a file of x-snapshot-device-export "
+                   "that is complete, nor a migration stream");
         return false;
     }
     if (!get_be(&r, 1, &type)) {

@@ -428,11 +428,10 @@ static bool read_file(SnapshotImport *im, bool check, Error **errp)
             return false;
         }
         list_blocks(im);
-    } else if (check) {
-        error_setg(errp, "It has no sums: it was not written by "
-                   "x-snapshot-device-export, or is not complete");
-        return false;
     } else if (!snapshot_import_header(im, errp)) {
+        return false;
+    } else if (check) {
+        error_setg(errp, "It has no sums: it is a migration's");
         return false;
     }
     return read_blocks(im, errp) && (!check || check_sums(im, errp));

@@ -680,7 +680,7 @@ static void test_damaged(const void *machine)
     flip(vm->qts, f, path, f->size - 1, "Its last bytes are damaged");
     flip(vm->qts, f, path, f->size - 20, "Its last bytes are damaged");
     flip(vm->qts, f, path, f->size - sizeof(SnapshotFileFooter),
-         "It does not end as a file of");
+         "that is not complete");
     qtest_qmp_assert_success(
         vm->qts, "{ 'execute': 'x-snapshot-device-import', 'arguments': "
         "{ 'slot': 1, 'file': %s, 'check': true } }", path);
@@ -689,8 +689,7 @@ static void test_damaged(const void *machine)
     for (uint64_t size = f->size; size; size = size > 40 ? size * 7 / 8 :
          size - 1) {
         g_assert_cmpint(ftruncate(f->fd, size - 1), ==, 0);
-        import_refused(vm->qts, path, false, size - 1 < 32 ? "too few" :
-                       "It does not end as a file of");
+        import_refused(vm->qts, path, false, "cannot be loaded");
     }
     assert_unharmed(vm->qts);
     close_file(f);
@@ -877,7 +876,7 @@ static void test_hostile(const void *machine)
     no_file(qts, dir, "It is no regular file");
     no_file(qts, "/dev/zero", "It is no regular file");
     no_file(qts, "/nowhere/at all", "No such file");
-    no_file(qts, empty, "It has 0 bytes: too few");
+    no_file(qts, empty, "It ends at 0, ");
     assert_unharmed(qts);
     snapshot_vm_end(vm);
 }
@@ -996,7 +995,7 @@ static void test_mutations(const void *machine)
             const char *desc = qdict_get_str(qdict_get_qdict(rsp, "error"),
                                              "desc");
 
-            g_assert_nonnull(strstr(desc, "cannot be put into slot 4: "));
+            g_assert_nonnull(strstr(desc, "cannot be loaded: "));
         } else {
             taken++;
             qmp_slot(qts, "x-snapshot-device-discard", 4);
