@@ -22,7 +22,7 @@
 #include "vm-snapshot-int.h"
 
 /* Of the description, in bytes: that of a large machine has some 300 KiB. */
-#define DESCRIPTION_MAX (64 * MiB)
+#define DESCRIPTION_MAX (16 * MiB)
 
 /* Of all devices, in bytes */
 #define DEVICES_MAX GiB
