@@ -870,6 +870,7 @@ static void test_hostile(const void *machine)
     lie(qts, f, path, section, "length", 1ull << 32, "Its devices have");
     close_file(f);
 
+    unlink(fifo);
     g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
     g_assert_true(g_file_set_contents(empty, "", 0, NULL));
     no_file(qts, fifo, "It is no regular file");
@@ -1287,6 +1288,7 @@ static void test_places(const void *machine)
     assert_exact(vm->qts, 1);
     assert_exact(vm->qts, 0);
 
+    unlink(fifo);
     g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
     export_refused(vm->qts, fifo, "is no regular file");
     export_refused(vm->qts, "/dev/null", "is no regular file");
