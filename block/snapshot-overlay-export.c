@@ -40,6 +40,13 @@
 /* In flight: clusters that are not neighbours need many, to be fast. */
 #define MAX_REQUESTS    64
 
+/*
+ * The least average of requests that the host's page cache is not used for.
+ * qcow2 puts in a row what is not, but with a request for each: those that are
+ * small are several times as fast if the host puts them together.
+ */
+#define DIRECT_REQUEST  (512 * KiB)
+
 /* What a qcow2 header has room for */
 #define MAX_BACKING     1023
 
@@ -52,6 +59,7 @@ struct SnapshotOverlayExport {
     int fd;                     /* of the file, to sync it; -1: there is none */
     BlockBackend *blk;          /* the image */
     uint64_t cluster_sectors;   /* of the image */
+    uint64_t bytes;             /* that are to be written */
     uint64_t sector;            /* all before it is written */
     uint8_t *buf;               /* PIECE */
     Error *err;                 /* of the first request that failed */
@@ -145,178 +153,6 @@ static char *backing_filename(BlockDriverState *bs, const char **format,
     return g_steal_pointer(&name);
 }
 
-/* ---- The image ---- */
-
-static bool create_image(SnapshotOverlayExport *x, Error **errp)
-{
-    BDRVSnapshotOverlayState *s = x->bs->opaque;
-    uint64_t bytes = s->sectors * BDRV_SECTOR_SIZE;
-    uint64_t cluster_size = CLUSTER_SIZE;
-    g_autofree char *backing = NULL;
-    g_autofree char *options = NULL;
-    const char *format;
-    ERRP_GUARD();
-
-    backing = backing_filename(x->bs, &format, errp);
-    if (!backing) {
-        return false;
-    }
-    /* Only a file that is not there is created, not what has the name since. */
-    x->fd = qemu_create(x->filename, O_RDWR | O_EXCL, 0600, errp);
-    if (x->fd < 0) {
-        return false;
-    }
-    while (bytes / cluster_size / (cluster_size / L2E_SIZE_NORMAL) >=
-           QCOW_MAX_L1_SIZE / L1E_SIZE) {
-        cluster_size *= 2;
-    }
-    x->cluster_sectors = cluster_size / BDRV_SECTOR_SIZE;
-    options = g_strdup_printf("%s=%" PRIu64, BLOCK_OPT_CLUSTER_SIZE,
-                              cluster_size);
-    bdrv_img_create(x->filename, "qcow2", backing, format, options, bytes,
-                    BDRV_O_NO_BACKING, true, errp);
-    return !*errp;
-}
-
-static BlockBackend *open_image(SnapshotOverlayExport *x, bool direct,
-                                Error **errp)
-{
-    QDict *options = qdict_new();
-
-    qdict_put_str(options, "driver", "qcow2");
-    qdict_put_bool(options, BDRV_OPT_CACHE_DIRECT, direct);
-    /*
-     * qcow2 flushes whenever it needs a new L2 table, in case of a crash.  An
-     * image that is not complete is of no use: x->fd is synced, once.
-     */
-    qdict_put_bool(options, BDRV_OPT_CACHE_NO_FLUSH, true);
-    return blk_new_open(x->filename, NULL, options,
-                        BDRV_O_RDWR | BDRV_O_NO_BACKING, errp);
-}
-
-static void drained_begin(void *opaque)
-{
-    Job *job = opaque;
-
-    WITH_JOB_LOCK_GUARD() {
-        job_pause_locked(job);
-    }
-}
-
-static void drained_end(void *opaque)
-{
-    Job *job = opaque;
-
-    WITH_JOB_LOCK_GUARD() {
-        job_resume_locked(job);
-    }
-}
-
-/* See snapshot-overlay-commit.c: requests do not wait, the job does. */
-static const BlockDevOps dev_ops = {
-    .drained_begin = drained_begin,
-    .drained_end = drained_end,
-};
-
-static bool block_commits(SnapshotOverlayExport *x, Error **errp)
-{
-    BDRVSnapshotOverlayState *s = x->bs->opaque;
-
-    if (s->committing) {
-        error_setg(errp, "Node '%s' is being committed",
-                   bdrv_get_node_name(x->bs));
-        return false;
-    }
-    error_setg(&x->blocker, "a slot is being exported");
-    bdrv_op_block(x->bs, BLOCK_OP_TYPE_COMMIT_SOURCE, x->blocker);
-    return true;
-}
-
-SnapshotOverlayExport *
-snapshot_overlay_export_begin(SnapshotOverlaySlot *slot, const char *filename,
-                              Job *job, Error **errp)
-{
-    SnapshotOverlayExport *x;
-
-    GLOBAL_STATE_CODE();
-    if (!slot->bs) {
-        error_setg(errp, "The disk of the slot is gone");
-        return NULL;
-    }
-    x = g_new0(SnapshotOverlayExport, 1);
-    x->bs = slot->bs;
-    bdrv_ref(x->bs);
-    x->fd = -1;
-    /* Absolute, so that it is not taken for a protocol */
-    x->filename = g_canonicalize_filename(filename, NULL);
-    if (!block_commits(x, errp)) {
-        goto fail;
-    }
-    /* First, as all that follows polls. */
-    x->areas = overlay_hold_slot(slot);
-    if (!x->areas) {
-        error_setg(errp, "No memory to export a slot of node '%s'",
-                   bdrv_get_node_name(x->bs));
-        goto fail;
-    }
-    x->slot = slot;
-    if (!create_image(x, errp)) {
-        goto fail;
-    }
-    x->blk = open_image(x, true, NULL) ?: open_image(x, false, errp);
-    if (!x->blk) {
-        goto fail;
-    }
-    blk_set_disable_request_queuing(x->blk, true);
-    if (job) {
-        blk_set_dev_ops(x->blk, &dev_ops, job);
-    }
-    x->buf = blk_blockalign(x->blk, PIECE);
-    return x;
-
-fail:
-    if (x->fd >= 0) {
-        unlink(x->filename);
-    }
-    snapshot_overlay_export_end(x);
-    return NULL;
-}
-
-static void release_slot(SnapshotOverlayExport *x)
-{
-    bool discarded = x->slot->discarded;
-
-    if (discarded) {
-        bdrv_drained_begin(x->bs);
-    }
-    overlay_release_slot(x->slot);
-    if (discarded) {
-        bdrv_drained_end(x->bs);
-    }
-}
-
-void snapshot_overlay_export_end(SnapshotOverlayExport *x)
-{
-    GLOBAL_STATE_CODE();
-    blk_unref(x->blk);
-    if (x->fd >= 0) {
-        close(x->fd);
-    }
-    if (x->slot) {
-        release_slot(x);
-        overlay_free_areas(x->bs->opaque, x->areas);
-    }
-    if (x->blocker) {
-        bdrv_op_unblock(x->bs, BLOCK_OP_TYPE_COMMIT_SOURCE, x->blocker);
-        error_free(x->blocker);
-    }
-    bdrv_unref(x->bs);
-    qemu_vfree(x->buf);
-    error_free(x->err);
-    g_free(x->filename);
-    g_free(x);
-}
-
 /* ---- What is to be written ---- */
 
 /*
@@ -383,16 +219,211 @@ static uint64_t next_request(SnapshotOverlayExport *x, uint64_t *sector,
     return MIN(n, max);
 }
 
-uint64_t snapshot_overlay_export_bytes(SnapshotOverlayExport *x)
+static uint64_t image_cluster_sectors(uint64_t sectors)
 {
-    uint64_t sector = 0, n, sum = 0;
+    uint64_t bytes = sectors * BDRV_SECTOR_SIZE;
+    uint64_t size = CLUSTER_SIZE;
+
+    while (bytes / size / (size / L2E_SIZE_NORMAL) >=
+           QCOW_MAX_L1_SIZE / L1E_SIZE) {
+        size *= 2;
+    }
+    return size / BDRV_SECTOR_SIZE;
+}
+
+/* Returns how many requests there will be */
+static uint64_t count_requests(SnapshotOverlayExport *x)
+{
+    uint64_t sector = 0, requests = 0, n;
     bool zero;
 
-    while ((n = next_request(x, &sector, REQUEST, &zero))) {
-        sector += n;
-        sum += n;
+    for (; (n = next_request(x, &sector, REQUEST, &zero)); sector += n) {
+        x->bytes += n * BDRV_SECTOR_SIZE;
+        requests++;
     }
-    return sum * BDRV_SECTOR_SIZE;
+    return requests;
+}
+
+uint64_t snapshot_overlay_export_bytes(SnapshotOverlayExport *x)
+{
+    return x->bytes;
+}
+
+/* ---- The image ---- */
+
+static bool create_image(SnapshotOverlayExport *x, Error **errp)
+{
+    BDRVSnapshotOverlayState *s = x->bs->opaque;
+    g_autofree char *backing = NULL;
+    g_autofree char *options = NULL;
+    uint64_t cluster_size = x->cluster_sectors * BDRV_SECTOR_SIZE;
+    const char *format;
+    ERRP_GUARD();
+
+    backing = backing_filename(x->bs, &format, errp);
+    if (!backing) {
+        return false;
+    }
+    /* Only a file that is not there is created, not what has the name since. */
+    x->fd = qemu_create(x->filename, O_RDWR | O_EXCL, 0600, errp);
+    if (x->fd < 0) {
+        return false;
+    }
+    options = g_strdup_printf("%s=%" PRIu64, BLOCK_OPT_CLUSTER_SIZE,
+                              cluster_size);
+    bdrv_img_create(x->filename, "qcow2", backing, format, options,
+                    s->sectors * BDRV_SECTOR_SIZE, BDRV_O_NO_BACKING, true,
+                    errp);
+    return !*errp;
+}
+
+static BlockBackend *open_image(SnapshotOverlayExport *x, bool direct,
+                                Error **errp)
+{
+    QDict *options = qdict_new();
+
+    qdict_put_str(options, "driver", "qcow2");
+    qdict_put_bool(options, BDRV_OPT_CACHE_DIRECT, direct);
+    /*
+     * qcow2 flushes whenever it needs a new L2 table, in case of a crash.  An
+     * image that is not complete is of no use: x->fd is synced, once.
+     */
+    qdict_put_bool(options, BDRV_OPT_CACHE_NO_FLUSH, true);
+    return blk_new_open(x->filename, NULL, options,
+                        BDRV_O_RDWR | BDRV_O_NO_BACKING, errp);
+}
+
+static void drained_begin(void *opaque)
+{
+    Job *job = opaque;
+
+    WITH_JOB_LOCK_GUARD() {
+        job_pause_locked(job);
+    }
+}
+
+static void drained_end(void *opaque)
+{
+    Job *job = opaque;
+
+    WITH_JOB_LOCK_GUARD() {
+        job_resume_locked(job);
+    }
+}
+
+/* See snapshot-overlay-commit.c: requests do not wait, the job does. */
+static const BlockDevOps dev_ops = {
+    .drained_begin = drained_begin,
+    .drained_end = drained_end,
+};
+
+static bool block_commits(SnapshotOverlayExport *x, Error **errp)
+{
+    BDRVSnapshotOverlayState *s = x->bs->opaque;
+
+    if (s->committing) {
+        error_setg(errp, "Node '%s' is being committed",
+                   bdrv_get_node_name(x->bs));
+        return false;
+    }
+    error_setg(&x->blocker, "a slot is being exported");
+    bdrv_op_block(x->bs, BLOCK_OP_TYPE_COMMIT_SOURCE, x->blocker);
+    return true;
+}
+
+SnapshotOverlayExport *
+snapshot_overlay_export_begin(SnapshotOverlaySlot *slot, const char *filename,
+                              Job *job, Error **errp)
+{
+    BDRVSnapshotOverlayState *s;
+    SnapshotOverlayExport *x;
+    uint64_t requests;
+
+    GLOBAL_STATE_CODE();
+    if (!slot->bs) {
+        error_setg(errp, "The disk of the slot is gone");
+        return NULL;
+    }
+    x = g_new0(SnapshotOverlayExport, 1);
+    x->bs = slot->bs;
+    bdrv_ref(x->bs);
+    x->fd = -1;
+    /* Absolute, so that it is not taken for a protocol */
+    x->filename = g_canonicalize_filename(filename, NULL);
+    if (!block_commits(x, errp)) {
+        goto fail;
+    }
+    /* First, as all that follows polls. */
+    x->areas = overlay_hold_slot(slot);
+    if (!x->areas) {
+        error_setg(errp, "No memory to export a slot of node '%s'",
+                   bdrv_get_node_name(x->bs));
+        goto fail;
+    }
+    x->slot = slot;
+    s = x->bs->opaque;
+    x->cluster_sectors = image_cluster_sectors(s->sectors);
+    requests = count_requests(x);
+    if (!create_image(x, errp)) {
+        goto fail;
+    }
+    if (x->bytes / DIRECT_REQUEST >= requests) {
+        x->blk = open_image(x, true, NULL);
+    }
+    if (!x->blk) {
+        x->blk = open_image(x, false, errp);
+    }
+    if (!x->blk) {
+        goto fail;
+    }
+    blk_set_disable_request_queuing(x->blk, true);
+    if (job) {
+        blk_set_dev_ops(x->blk, &dev_ops, job);
+    }
+    x->buf = blk_blockalign(x->blk, PIECE);
+    return x;
+
+fail:
+    if (x->fd >= 0) {
+        unlink(x->filename);
+    }
+    snapshot_overlay_export_end(x);
+    return NULL;
+}
+
+static void release_slot(SnapshotOverlayExport *x)
+{
+    bool discarded = x->slot->discarded;
+
+    if (discarded) {
+        bdrv_drained_begin(x->bs);
+    }
+    overlay_release_slot(x->slot);
+    if (discarded) {
+        bdrv_drained_end(x->bs);
+    }
+}
+
+void snapshot_overlay_export_end(SnapshotOverlayExport *x)
+{
+    GLOBAL_STATE_CODE();
+    blk_unref(x->blk);
+    if (x->fd >= 0) {
+        close(x->fd);
+    }
+    if (x->slot) {
+        release_slot(x);
+        overlay_free_areas(x->bs->opaque, x->areas);
+    }
+    if (x->blocker) {
+        bdrv_op_unblock(x->bs, BLOCK_OP_TYPE_COMMIT_SOURCE, x->blocker);
+        error_free(x->blocker);
+    }
+    bdrv_unref(x->bs);
+    qemu_vfree(x->buf);
+    error_free(x->err);
+    g_free(x->filename);
+    g_free(x);
 }
 
 /* ---- Requests ---- */
@@ -511,7 +542,14 @@ static int sync_file(void *opaque)
 {
     SnapshotOverlayExport *x = opaque;
 
-    return qemu_fdatasync(x->fd) < 0 ? -errno : 0;
+    if (qemu_fdatasync(x->fd) < 0) {
+        return -errno;
+    }
+#ifdef CONFIG_LINUX
+    /* What the host has cached was for nobody to read.  A hint: may fail. */
+    posix_fadvise(x->fd, 0, 0, POSIX_FADV_DONTNEED);
+#endif
+    return 0;
 }
 
 static int coroutine_fn complete(SnapshotOverlayExport *x, Error **errp)

@@ -172,7 +172,7 @@ void overlay_change(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
  * @cluster: set to what is known of the cluster, %NULL: nothing
  *
  * Returns: how many, as far as that can be told at a glance: up to the end of
- * the cluster, or of the area, or @end
+ * the cluster, or if it is BELOW of the area, or @end
  */
 uint64_t overlay_next_run(const Area *areas, uint64_t sector, uint64_t end,
                           Where *where, Cluster **cluster);

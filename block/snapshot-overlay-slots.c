@@ -135,6 +135,12 @@ uint64_t overlay_next_run(const Area *areas, uint64_t sector, uint64_t end,
             *cluster = c;
         }
     }
+    if (*where == BELOW && !area->kept && n + first == CLUSTER_SECTORS) {
+        for (c++; sector + n < end && (sector + n) % AREA_SECTORS &&
+             is_below(c); c++) {
+            n += CLUSTER_SECTORS;
+        }
+    }
     return MIN(n, end - sector);
 }
 

@@ -195,7 +195,8 @@ typedef struct SnapshotOverlayExport SnapshotOverlayExport;
  * @job: to be paused while others want all idle, or %NULL
  * @errp: why that cannot be, with the name of the node or the file
  *
- * The image is not cached by the host, where its file system can do that.
+ * What is mostly in a row is written past the host's cache, where the file
+ * system can do that; the rest is put together there, and leaves it at the end.
  *
  * There may be requests in flight.  Takes as much memory as the node has for
  * where its clusters are, and time for each of them.
