@@ -586,14 +586,14 @@ struct Export {
 };
 
 static Export *export_new(SnapshotOverlaySlot *slot, const uint8_t *content,
-                          int64_t size)
+                          int64_t size, Job *job)
 {
     Export *e = g_new0(Export, 1);
 
     e->filename = g_build_filename(dir, "export", NULL);
     e->content = g_memdup2(content, size);
     e->size = size;
-    e->x = snapshot_overlay_export_begin(slot, e->filename, NULL, &error_abort);
+    e->x = snapshot_overlay_export_begin(slot, e->filename, job, &error_abort);
     e->bytes = snapshot_overlay_export_bytes(e->x);
     return e;
 }
@@ -708,7 +708,7 @@ static void do_export(Model *m)
         }
     } else if (m->nr_slots) {
         s = &m->slots[below(m, m->nr_slots)];
-        m->export = export_new(s->slot, s->content, m->size);
+        m->export = export_new(s->slot, s->content, m->size, NULL);
         export_piece(m->export);
     }
 }
@@ -1391,7 +1391,10 @@ static void check_export(BlockBackend *blk)
 {
     int64_t size = blk_getlength(blk);
     g_autofree uint8_t *content = g_malloc(size);
+    g_autofree char *copy = g_build_filename(dir, "copy", NULL);
+    g_autofree char *file = NULL;
     SnapshotOverlaySlot *slot;
+    gsize length;
     Export *e;
 
     g_assert_cmpint(blk_pwrite(blk, 5 * SECTOR, SECTOR, image_content, 0),
@@ -1399,8 +1402,13 @@ static void check_export(BlockBackend *blk)
     g_assert_cmpint(blk_pwrite_zeroes(blk, 64 * KiB, 300 * KiB, 0), ==, 0);
     g_assert_cmpint(blk_pread(blk, 0, size, content, 0), ==, 0);
     slot = snapshot_overlay_save(blk_bs(blk));
-    e = export_new(slot, content, size);
+    e = export_new(slot, content, size, NULL);
     g_assert_cmpint(export_all(e), ==, 0);
+    /* All is in the file, not in a cache of ours. */
+    g_assert_true(g_file_get_contents(e->filename, &file, &length, NULL));
+    g_assert_true(g_file_set_contents(copy, file, length, NULL));
+    check_content(copy, content, size);
+    g_unlink(copy);
     export_free(e);
     snapshot_overlay_discard(slot);
 }
@@ -1543,9 +1551,9 @@ static void test_export_discarded(void)
         memset(content, 1, 1 * MiB);
         g_assert_cmpint(blk_pwrite(blk, 0, 1 * MiB, data, 0), ==, 0);
         slot = snapshot_overlay_save(bs);
-        a = export_new(slot, content, DISK_SIZE);
+        a = export_new(slot, content, DISK_SIZE, NULL);
         rename_export(a);
-        b = export_new(slot, content, DISK_SIZE);
+        b = export_new(slot, content, DISK_SIZE, NULL);
         snapshot_overlay_discard(slot);
         snapshot_overlay_query(bs, &stats);
         g_assert_cmpuint(stats.slots, ==, 0);
@@ -1571,6 +1579,111 @@ static void test_export_discarded(void)
         g_assert_null(bdrv_next_node(NULL));
     }
     check_image();
+}
+
+typedef struct ExportJob {
+    Job common;
+    Export *e;
+} ExportJob;
+
+static int coroutine_fn export_job_run(Job *common, Error **errp)
+{
+    ExportJob *job = container_of(common, ExportJob, common);
+    int64_t n;
+
+    do {
+        job_sleep_ns(common, 0);
+        n = snapshot_overlay_co_export(job->e->x, &error_abort);
+        job->e->bytes -= n;
+        job_progress_update(common, n);
+    } while (n);
+    return 0;
+}
+
+static void export_job_clean(Job *common)
+{
+    ExportJob *job = container_of(common, ExportJob, common);
+
+    /* This may be in a drained section, too. */
+    snapshot_overlay_export_end(job->e->x);
+}
+
+static const JobDriver export_job_driver = {
+    .instance_size = sizeof(ExportJob),
+    .job_type = JOB_TYPE_CREATE,
+    .run = export_job_run,
+    .clean = export_job_clean,
+};
+
+static bool is_completed(Job *job)
+{
+    JOB_LOCK_GUARD();
+    return job_is_completed_locked(job);
+}
+
+/*
+ * The engine drains all, for a restore that is not the short one: a job comes
+ * to rest then, and goes on afterwards. Catches one that waits for the end of
+ * the section, while that waits for the job; and one that goes on.
+ */
+static void test_export_job(void)
+{
+    BlockBackend *blk;
+    g_autofree uint8_t *content = NULL;
+    SnapshotOverlaySlot *slot;
+    unsigned drained = 0;
+    ExportJob *job;
+    Export *e;
+
+    create_image(EXPORT_AREAS);
+    content = g_malloc(DISK_SIZE);
+    blk = open_blk(overlay_options(64 * MiB));
+    for (int64_t i = 0; i < DISK_SIZE; i++) {
+        content[i] = image_content[i] ^ 1;
+    }
+    g_assert_cmpint(blk_pwrite(blk, 0, DISK_SIZE, content, 0), ==, 0);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    g_assert_cmpint(blk_pwrite_zeroes(blk, 0, DISK_SIZE, 0), ==, 0);
+
+    job = job_create("export", &export_job_driver, NULL,
+                     qemu_get_aio_context(), JOB_MANUAL_DISMISS, NULL, NULL,
+                     &error_abort);
+    e = job->e = export_new(slot, content, DISK_SIZE, &job->common);
+    job_progress_set_remaining(&job->common, e->bytes);
+    job_start(&job->common);
+    while (!is_completed(&job->common)) {
+        uint64_t current;
+
+        bdrv_drain_all_begin();
+        snapshot_overlay_restore(slot);
+        current = qatomic_read(&job->common.progress.current);
+        for (int i = 0; i < 20; i++) {
+            g_usleep(100);
+            aio_poll(qemu_get_aio_context(), false);
+        }
+        g_assert_cmpuint(qatomic_read(&job->common.progress.current), ==,
+                         current);
+        bdrv_drain_all_end();
+        drained += current && current < DISK_SIZE;
+        g_assert_cmpint(blk_pwrite(blk, 0, 1, content, 0), ==, 0);
+        aio_poll(qemu_get_aio_context(), false);
+    }
+    g_assert_cmpuint(drained, >, 1);
+    WITH_JOB_LOCK_GUARD() {
+        Job *common = &job->common;
+
+        g_assert_cmpint(common->ret, ==, 0);
+        job_dismiss_locked(&common, &error_abort);
+    }
+    g_assert_cmpuint(e->bytes, ==, 0);
+    check_content(e->filename, content, DISK_SIZE);
+    g_assert_cmpint(g_unlink(e->filename), ==, 0);
+    g_free(e->filename);
+    g_free(e->content);
+    g_free(e);
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+    create_image(1);
 }
 
 /* A disk of more than clusters of 4 KiB can be addressed of */
@@ -1599,7 +1712,7 @@ static void test_export_large(void)
     g_assert_cmpint(blk_pwrite_zeroes(blk, 5 * CLUSTER, size - 6 * CLUSTER,
                                       0), ==, 0);
     slot = snapshot_overlay_save(blk_bs(blk));
-    e = export_new(slot, image_content, 0);
+    e = export_new(slot, image_content, 0, NULL);
     g_assert_cmpint(export_all(e), ==, 0);
     snapshot_overlay_export_end(e->x);
     snapshot_overlay_discard(slot);
@@ -1860,7 +1973,7 @@ static void test_threads(void)
         }
         while (!qatomic_read(&workers[0].done) ||
                !qatomic_read(&workers[1].done)) {
-            Export *e = export_new(slot, saved, DISK_SIZE);
+            Export *e = export_new(slot, saved, DISK_SIZE, NULL);
 
             g_assert_cmpint(export_all(e), ==, 0);
             export_free(e);
@@ -2040,7 +2153,7 @@ static void test_perf_export(void)
         }
         slot = snapshot_overlay_save(blk_bs(blk));
         t[0] = get_clock();
-        e = export_new(slot, data, 0);
+        e = export_new(slot, data, 0, NULL);
         bytes = e->bytes;
         t[1] = get_clock();
         g_assert_cmpint(export_all(e), ==, 0);
@@ -2088,6 +2201,7 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-overlay/export/no-space", test_export_no_space);
     g_test_add_func("/snapshot-overlay/export/discarded",
                     test_export_discarded);
+    g_test_add_func("/snapshot-overlay/export/job", test_export_job);
     g_test_add_func("/snapshot-overlay/export/large", test_export_large);
     g_test_add_func("/snapshot-overlay/flat", test_flat);
     g_test_add_func("/snapshot-overlay/large", test_large);
