@@ -103,6 +103,12 @@ static bool GRAPH_RDLOCK can_be_opened(BlockDriverState *bs, Error **errp)
     return true;
 }
 
+static bool is_local_file(const BlockDriverState *bs)
+{
+    return !strcmp(bs->drv->format_name, "file") ||
+        strstart(bs->drv->format_name, "host_", NULL);
+}
+
 /* Is the file name of a node the path of a file on this host? */
 static bool GRAPH_RDLOCK is_path(BlockDriverState *bs)
 {
@@ -111,9 +117,22 @@ static bool GRAPH_RDLOCK is_path(BlockDriverState *bs)
     while (bdrv_primary_bs(file)) {
         file = bdrv_primary_bs(file);
     }
-    return (!strcmp(file->drv->format_name, "file") ||
-            strstart(file->drv->format_name, "host_", NULL)) &&
+    return is_local_file(file) &&
         !strcmp(bs->exact_filename, file->exact_filename);
+}
+
+static const char *GRAPH_RDLOCK find_relative_path(BlockDriverState *bs)
+{
+    const char *path = NULL;
+    BdrvChild *child;
+
+    if (is_local_file(bs) && !g_path_is_absolute(bs->exact_filename)) {
+        return bs->exact_filename;
+    }
+    QLIST_FOREACH(child, &bs->children, next) {
+        path = path ?: find_relative_path(child->bs);
+    }
+    return path;
 }
 
 /*
@@ -126,6 +145,8 @@ static char *backing_filename(BlockDriverState *bs, const char **format,
     g_autofree char *name = NULL;
     BlockDriverState *below;
 
+    ERRP_GUARD();
+
     GRAPH_RDLOCK_GUARD_MAINLOOP();
     /* What a filter does to requests is not part of the content. */
     below = bdrv_skip_filters(bs->file->bs);
@@ -135,6 +156,16 @@ static char *backing_filename(BlockDriverState *bs, const char **format,
     }
     *format = below->drv->format_name;
     if (!below->exact_filename[0]) {
+        const char *relative = find_relative_path(below);
+
+        if (relative) {
+            error_setg(errp, "Node '%s' cannot be the backing file of an "
+                       "image: it has options, which would look for '%s' in "
+                       "another directory", bdrv_get_node_name(below),
+                       relative);
+            error_append_hint(errp, "Open it by its absolute file name.\n");
+            return NULL;
+        }
         name = g_strdup(below->filename);
     } else {
         if (below->drv->protocol_name) {

@@ -1310,6 +1310,7 @@ static void test_export_refused(void)
     g_autofree char *link = g_build_filename(dir, "link", NULL);
     g_autofree char *content = NULL;
     g_autofree char *name = NULL;
+    g_autofree char *cwd = g_get_current_dir();
     char slashes[1024] = { };
     BlockBackend *blk = open_blk(overlay_options(64 * MiB));
     SnapshotOverlaySlot *slot = snapshot_overlay_save(blk_bs(blk));
@@ -1382,6 +1383,18 @@ static void test_export_refused(void)
     check_refused(slot, filename, "1023 bytes");
     snapshot_overlay_discard(slot);
     blk_unref(blk);
+    /* Options with a name that is another file in another directory */
+    g_assert_cmpint(g_chdir(dir), ==, 0);
+    options = overlay_options(64 * MiB);
+    qdict_put_int(options, "file.offset", SECTOR);
+    qdict_put_str(options, "file.file.filename", strrchr(image, '/') + 1);
+    blk = open_blk(options);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    check_refused(slot, filename, "another directory");
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+    g_assert_cmpint(g_chdir(cwd), ==, 0);
+
     g_assert_false(g_file_test(filename, G_FILE_TEST_EXISTS));
     check_image();
 }
