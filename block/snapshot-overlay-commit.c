@@ -173,7 +173,7 @@ static uint64_t next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
                          Where *where)
 {
     Cluster *c;
-    uint64_t n = overlay_next_run(s, sector, s->sectors, where, &c);
+    uint64_t n = overlay_next_run(s->areas, sector, s->sectors, where, &c);
 
     /* Kept for what this commit wrote to the same cluster: it still is below */
     if (*where != BELOW && c && c->kept && c->marked) {

@@ -60,7 +60,8 @@ typedef struct Change {
 
 struct SnapshotOverlaySlot {
     BlockDriverState *bs;       /* NULL once the node was closed */
-    bool discarded;             /* but needed, as several hang on to it */
+    bool discarded;             /* but needed: several hang on to it, or held */
+    unsigned held;              /* by exports */
     GArray *log;                /* of Change: what differs from @parent */
     SnapshotOverlaySlot *parent;    /* NULL: this is the base */
     QLIST_HEAD(, SnapshotOverlaySlot) children;
@@ -109,14 +110,14 @@ static inline uint64_t area_key(uint64_t area)
 }
 
 /* Only for keys of what has been changed once, so that there is a Cluster. */
-static inline Cluster *find(BDRVSnapshotOverlayState *s, uint64_t key)
+static inline Cluster *find(Area *areas, uint64_t key)
 {
     uint64_t n = key >> 1;
 
     if (key & 1) {
-        return &s->areas[n].whole;
+        return &areas[n].whole;
     }
-    return &s->areas[n / AREA_CLUSTERS].clusters[n % AREA_CLUSTERS];
+    return &areas[n / AREA_CLUSTERS].clusters[n % AREA_CLUSTERS];
 }
 
 static inline bool is_below(const Cluster *c)
@@ -132,7 +133,10 @@ static inline bool is_shared(BDRVSnapshotOverlayState *s, const Cluster *c)
 
 typedef enum { BELOW, ZERO, HERE } Where;
 
-/* snapshot-overlay-slots.c: all with s->lock held, but overlay_close_slots() */
+/*
+ * snapshot-overlay-slots.c: all with s->lock held, unless they say otherwise or
+ * are given areas that are not those of the state
+ */
 
 /**
  * overlay_find_or_create: what one of an area's tables has of a cluster
@@ -163,14 +167,15 @@ void overlay_change(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
 
 /**
  * overlay_next_run: what a sector is, and how many from it on are the same
+ * @areas: those of the present content, or of a slot's
  * @where: set to what they are
  * @cluster: set to what is known of the cluster, %NULL: nothing
  *
  * Returns: how many, as far as that can be told at a glance: up to the end of
- * the cluster, or of the area, or @end
+ * the cluster, or if it is BELOW of the area, or @end
  */
-uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
-                          uint64_t end, Where *where, Cluster **cluster);
+uint64_t overlay_next_run(const Area *areas, uint64_t sector, uint64_t end,
+                          Where *where, Cluster **cluster);
 
 /**
  * overlay_forget: let all be as below, and give all memory back
@@ -178,6 +183,30 @@ uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
  * There are no slots, or they are closed, and no requests.
  */
 void overlay_forget(BDRVSnapshotOverlayState *s);
+
+/**
+ * overlay_hold_slot: keep what a slot has, though it be discarded
+ *
+ * Takes s->lock, and time for all that is in memory.  There may be requests.
+ * The node must not be closed, nor committed, until overlay_release_slot().
+ *
+ * Returns: what the slot has, as the state's areas have the present content;
+ * for overlay_free_areas().  Data stays where this says that it is, and does
+ * not change, so that it can be read without s->lock.  %NULL if there is no
+ * memory, and the slot is not held.
+ */
+Area *overlay_hold_slot(SnapshotOverlaySlot *slot);
+
+/**
+ * overlay_release_slot: undo overlay_hold_slot()
+ *
+ * Takes s->lock.  If the slot was discarded, this is what frees it, and there
+ * must be no requests.
+ */
+void overlay_release_slot(SnapshotOverlaySlot *slot);
+
+/** overlay_free_areas: free what overlay_hold_slot() returned */
+void overlay_free_areas(BDRVSnapshotOverlayState *s, Area *areas);
 
 /** overlay_close_slots: the node is closed; slots stay until discarded */
 void overlay_close_slots(BDRVSnapshotOverlayState *s);

@@ -65,7 +65,7 @@ static void cursor_read(Cursor *cursor, void *buf, size_t bytes)
 static void set_busy(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t n)
 {
     for (uint64_t i = cluster; i < cluster + n; i++) {
-        find(s, cluster_key(i))->busy = true;
+        find(s->areas, cluster_key(i))->busy = true;
     }
 }
 
@@ -73,7 +73,7 @@ static void coroutine_fn set_idle(BDRVSnapshotOverlayState *s,
                                   uint64_t cluster, uint64_t n)
 {
     for (uint64_t i = cluster; i < cluster + n; i++) {
-        find(s, cluster_key(i))->busy = false;
+        find(s->areas, cluster_key(i))->busy = false;
     }
     qemu_co_queue_restart_all(&s->waiting);
 }
@@ -163,13 +163,14 @@ read_file(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
         return 0;
     }
 
-    done = overlay_next_run(s, sector, end, &where, &next);
+    done = overlay_next_run(s->areas, sector, end, &where, &next);
     for (;;) {
         clusters++;
         if (sector + done == end || (sector + done) % CLUSTER_SECTORS) {
             break;
         }
-        uint64_t n = overlay_next_run(s, sector + done, end, &where, &next);
+        uint64_t n = overlay_next_run(s->areas, sector + done, end, &where,
+                                      &next);
 
         if (where != HERE || !next->in_file || next->busy ||
             next->kept != kept ||
@@ -204,7 +205,7 @@ static int64_t coroutine_fn GRAPH_RDLOCK
 write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
            const Cursor *from)
 {
-    Cluster *c = find(s, cluster_key(cluster));
+    Cluster *c = find(s->areas, cluster_key(cluster));
     bool in_place = c->valid && !is_shared(s, c);
     int64_t offset = c->offset;
     uint64_t n;
@@ -248,7 +249,7 @@ write_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t max,
             uint64_t key = cluster_key(cluster + i);
 
             if (ret == 0) {
-                overlay_change(s, key, find(s, key), &new);
+                overlay_change(s, key, find(s->areas, key), &new);
             } else if (!in_place) {
                 overlay_free_in_file(s, new.offset);
             }
@@ -293,7 +294,7 @@ merge_file(BDRVSnapshotOverlayState *s, uint64_t cluster, uint8_t mask,
            Cluster new, Cursor *from, size_t bytes)
 {
     uint64_t key = cluster_key(cluster);
-    Cluster *c = find(s, key);
+    Cluster *c = find(s->areas, key);
     uint8_t first = ctz32(mask);
     g_autofree uint8_t *buf = NULL;
     int64_t ret = 0;
@@ -353,7 +354,7 @@ static bool next_below(BDRVSnapshotOverlayState *s, uint64_t sector,
 
     QEMU_LOCK_GUARD(&s->lock);
     for (; sector < end; sector += n) {
-        n = overlay_next_run(s, sector, end, &where, &c);
+        n = overlay_next_run(s->areas, sector, end, &where, &c);
         if (where == BELOW) {
             if (!found) {
                 *start = sector;
@@ -396,7 +397,7 @@ snapshot_overlay_co_preadv_part(BlockDriverState *bs, int64_t offset,
         Cluster *c;
         Where where;
 
-        ret = overlay_next_run(s, sector, end, &where, &c);
+        ret = overlay_next_run(s->areas, sector, end, &where, &c);
         if (where == ZERO) {
             iov_memset(to.iov, to.niov, to.skip, 0, ret * BDRV_SECTOR_SIZE);
         } else if (where == HERE && c->in_file) {
@@ -628,13 +629,13 @@ snapshot_overlay_co_block_status(BlockDriverState *bs, bool want_zero,
     Cluster *c;
 
     WITH_QEMU_LOCK_GUARD(&s->lock) {
-        n = overlay_next_run(s, sector, end, &where, &c);
+        n = overlay_next_run(s->areas, sector, end, &where, &c);
         do {
             sector += n;
             if (sector == end) {
                 break;
             }
-            n = overlay_next_run(s, sector, end, &next, &c);
+            n = overlay_next_run(s->areas, sector, end, &next, &c);
         } while (next == where);
     }
 

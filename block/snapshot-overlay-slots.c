@@ -99,10 +99,10 @@ void overlay_change(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
     set_version(s, key, c, version);
 }
 
-uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
-                          uint64_t end, Where *where, Cluster **cluster)
+uint64_t overlay_next_run(const Area *areas, uint64_t sector, uint64_t end,
+                          Where *where, Cluster **cluster)
 {
-    Area *area = &s->areas[sector / AREA_SECTORS];
+    const Area *area = &areas[sector / AREA_SECTORS];
     unsigned first = sector % CLUSTER_SECTORS;
     uint64_t n;
     Cluster *c;
@@ -133,6 +133,12 @@ uint64_t overlay_next_run(BDRVSnapshotOverlayState *s, uint64_t sector,
         if (!is_below(c)) {
             *where = c->valid ? HERE : ZERO;
             *cluster = c;
+        }
+    }
+    if (*where == BELOW && !area->kept && n + first == CLUSTER_SECTORS) {
+        for (c++; sector + n < end && (sector + n) % AREA_SECTORS &&
+             is_below(c); c++) {
+            n += CLUSTER_SECTORS;
         }
     }
     return MIN(n, end - sector);
@@ -183,7 +189,7 @@ static void set_logged(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *slot,
                        bool logged)
 {
     for (guint i = 0; i < slot->log->len; i++) {
-        find(s, log_entry(slot, i)->key)->logged = logged;
+        find(s->areas, log_entry(slot, i)->key)->logged = logged;
     }
 }
 
@@ -204,28 +210,28 @@ static void merge_logs(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *child,
     guint own = child->log->len;
 
     for (guint i = 0; i < own; i++) {
-        find(s, log_entry(child, i)->key)->marked = true;
+        find(s->areas, log_entry(child, i)->key)->marked = true;
     }
     for (guint i = 0; i < slot->log->len; i++) {
         Change *entry = log_entry(slot, i);
 
-        if (find(s, entry->key)->marked) {
+        if (find(s->areas, entry->key)->marked) {
             overlay_free_version(s, &entry->was);
         } else {
             g_array_append_val(child->log, *entry);
         }
     }
     for (guint i = 0; i < own; i++) {
-        find(s, log_entry(child, i)->key)->marked = false;
+        find(s->areas, log_entry(child, i)->key)->marked = false;
     }
     g_array_set_size(slot->log, 0);
 }
 
-/* A slot that was discarded goes when at most one hangs on to it. */
+/* One that was discarded goes when not held, and at most one hangs on to it. */
 static void remove_if_unused(BDRVSnapshotOverlayState *s,
                              SnapshotOverlaySlot *slot)
 {
-    while (slot && slot->discarded) {
+    while (slot && slot->discarded && !slot->held) {
         SnapshotOverlaySlot *child = QLIST_FIRST(&slot->children);
         SnapshotOverlaySlot *parent = slot->parent;
 
@@ -261,7 +267,7 @@ static void undo_changes(BlockDriverState *bs)
 
     for (guint i = 0; i < log->len; i++) {
         Change *entry = log_entry(s->base, i);
-        Cluster *c = find(s, entry->key);
+        Cluster *c = find(s->areas, entry->key);
 
         overlay_free_version(s, c);
         set_version(s, entry->key, c, &entry->was);
@@ -279,7 +285,7 @@ static void move_base(BDRVSnapshotOverlayState *s, SnapshotOverlaySlot *slot)
     assert(slot->parent == base && !log->len);
     for (guint i = 0; i < slot->log->len; i++) {
         Change *entry = log_entry(slot, i);
-        Cluster *c = find(s, entry->key);
+        Cluster *c = find(s->areas, entry->key);
         Cluster version = entry->was;
 
         entry->was = *c;
@@ -371,6 +377,15 @@ void overlay_free_spare(BDRVSnapshotOverlayState *s)
     g_ptr_array_set_size(s->spare, 0);
 }
 
+static void remove_and_free(BDRVSnapshotOverlayState *s,
+                            SnapshotOverlaySlot *slot)
+{
+    remove_if_unused(s, slot);
+    if (!s->base) {
+        overlay_free_spare(s);
+    }
+}
+
 void snapshot_overlay_discard(SnapshotOverlaySlot *slot)
 {
     BDRVSnapshotOverlayState *s;
@@ -385,10 +400,82 @@ void snapshot_overlay_discard(SnapshotOverlaySlot *slot)
     QEMU_LOCK_GUARD(&s->lock);
     slot->discarded = true;
     s->nr_slots--;
-    remove_if_unused(s, slot);
-    if (!s->base) {
-        overlay_free_spare(s);
+    remove_and_free(s, slot);
+}
+
+static bool copy_area(Area *to, const Area *from)
+{
+    if (!from->clusters && !from->kept && is_below(&from->whole)) {
+        return true;
     }
+    *to = *from;
+    if (from->clusters) {
+        to->clusters = g_try_new(Cluster, AREA_CLUSTERS);
+        if (!to->clusters) {
+            return false;
+        }
+        memcpy(to->clusters, from->clusters, AREA_CLUSTERS * sizeof(Cluster));
+    }
+    return true;
+}
+
+/* Of the present content, as snapshot_overlay_restore() goes on from there */
+static void apply_logs(Area *areas, SnapshotOverlaySlot *slot)
+{
+    g_autoptr(GPtrArray) way = g_ptr_array_new();
+
+    for (; slot; slot = slot->parent) {
+        g_ptr_array_add(way, slot);
+    }
+    while (way->len) {
+        slot = g_ptr_array_steal_index(way, way->len - 1);
+        for (guint i = 0; i < slot->log->len; i++) {
+            Change *entry = log_entry(slot, i);
+
+            *find(areas, entry->key) = entry->was;
+        }
+    }
+}
+
+Area *overlay_hold_slot(SnapshotOverlaySlot *slot)
+{
+    BDRVSnapshotOverlayState *s = slot->bs->opaque;
+    uint64_t n = DIV_ROUND_UP(s->sectors, AREA_SECTORS);
+    Area *areas = g_try_new0(Area, MAX(n, 1));
+
+    GLOBAL_STATE_CODE();
+    if (!areas) {
+        return NULL;
+    }
+    QEMU_LOCK_GUARD(&s->lock);
+    for (uint64_t i = 0; i < n; i++) {
+        if (!copy_area(&areas[i], &s->areas[i])) {
+            overlay_free_areas(s, areas);
+            return NULL;
+        }
+    }
+    apply_logs(areas, slot);
+    slot->held++;
+    return areas;
+}
+
+void overlay_release_slot(SnapshotOverlaySlot *slot)
+{
+    BDRVSnapshotOverlayState *s = slot->discarded ? idle_state(slot->bs) :
+                                                    slot->bs->opaque;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    slot->held--;
+    remove_and_free(s, slot);
+}
+
+/* What was kept is not a copy. */
+void overlay_free_areas(BDRVSnapshotOverlayState *s, Area *areas)
+{
+    for (uint64_t i = 0; i < DIV_ROUND_UP(s->sectors, AREA_SECTORS); i++) {
+        g_free(areas[i].clusters);
+    }
+    g_free(areas);
 }
 
 void overlay_forget(BDRVSnapshotOverlayState *s)

@@ -176,4 +176,72 @@ snapshot_overlay_co_commit(SnapshotOverlayCommit *c, Error **errp);
  */
 void snapshot_overlay_commit_end(SnapshotOverlayCommit *c);
 
+/*
+ * To export is to write what a slot has to a new qcow2 image, whose backing
+ * file is the image of the node below.  All goes on meanwhile: requests, and
+ * slots that are saved, restored and discarded; only a commit has to wait.
+ *
+ * As with any image that has a backing file, it is of no use any more once
+ * somebody, a later commit say, has changed the image below.
+ */
+typedef struct SnapshotOverlayExport SnapshotOverlayExport;
+
+/**
+ * snapshot_overlay_export_begin: create the image, with nothing in it yet
+ *
+ * @slot: the slot; its content is kept until snapshot_overlay_export_end(), so
+ *        that it can be discarded
+ * @filename: path of the image.  There must be no such file.
+ * @job: to be paused while others want all idle, or %NULL
+ * @errp: why that cannot be, with the name of the node or the file
+ *
+ * What is mostly in a row is written past the host's cache, where the file
+ * system can do that; the rest is put together there, and leaves it at the end.
+ *
+ * There may be requests in flight.  Takes as much memory as the node has for
+ * where its clusters are, and time for each of them.
+ *
+ * For the main loop, as it polls; not in a coroutine.
+ *
+ * Returns: for snapshot_overlay_export_end(), or %NULL with nothing changed and
+ * no file
+ */
+SnapshotOverlayExport *
+snapshot_overlay_export_begin(SnapshotOverlaySlot *slot, const char *filename,
+                              Job *job, Error **errp);
+
+/**
+ * snapshot_overlay_export_bytes: how much is to be written, in bytes
+ *
+ * More than that may be in the image, which also has to say where all is; and
+ * less, as zeroes take hardly any space.
+ */
+uint64_t snapshot_overlay_export_bytes(SnapshotOverlayExport *x);
+
+/**
+ * snapshot_overlay_co_export: write the next piece
+ *
+ * @x: an export
+ * @errp: what failed and where
+ *
+ * For a coroutine in the main loop.  A piece has some MiB.  After the last one
+ * the image is complete, and on the disk, but for its directory entry.
+ *
+ * Returns: the bytes written, as snapshot_overlay_export_bytes() counts them; 0
+ * if that was all; or a negative errno with @errp set: then the image is not
+ * complete and never will be.
+ */
+int64_t coroutine_fn GRAPH_UNLOCKED
+snapshot_overlay_co_export(SnapshotOverlayExport *x, Error **errp);
+
+/**
+ * snapshot_overlay_export_end: close the image
+ *
+ * @x: the export, which is freed, complete or not
+ *
+ * If it is not complete, the file is left to the caller to delete.  Drains the
+ * node if the slot was discarded.  For the main loop, as it polls.
+ */
+void snapshot_overlay_export_end(SnapshotOverlayExport *x);
+
 #endif

@@ -10,6 +10,8 @@
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
@@ -30,15 +32,16 @@
 static char *dir;
 static char *image;             /* the file below */
 static uint8_t *image_content;
+static int64_t image_areas;
 
 /*
- * One area, the second cut short in a cluster. The last sector of the image is
- * not whole, either: what is behind it reads as zeroes.
+ * One area or some, the last cut short in a cluster. The last sector of the
+ * image is not whole, either: what is behind it reads as zeroes.
  */
-#define IMAGE_SIZE      (AREA + 37 * CLUSTER + 3 * SECTOR - 100)
+#define IMAGE_SIZE      (image_areas * AREA + 37 * CLUSTER + 3 * SECTOR - 100)
 #define DISK_SIZE       ROUND_UP(IMAGE_SIZE, SECTOR)
 /* For what has to be a multiple of clusters */
-#define EVEN_SIZE       (AREA + 32 * CLUSTER)
+#define EVEN_SIZE       (image_areas * AREA + 32 * CLUSTER)
 
 static void write_image(void)
 {
@@ -46,11 +49,12 @@ static void write_image(void)
                                       NULL));
 }
 
-static void create_image(void)
+static void create_image(int64_t areas)
 {
     g_autoptr(GRand) rand = g_rand_new_with_seed(1);
 
-    image = g_build_filename(dir, "image", NULL);
+    image_areas = areas;
+    g_free(image_content);
     image_content = g_malloc0(DISK_SIZE);
     for (int i = 0; i < IMAGE_SIZE; i++) {
         image_content[i] = g_rand_int(rand) | 1;
@@ -96,6 +100,8 @@ typedef struct Saved {
     uint8_t *content;
 } Saved;
 
+typedef struct Export Export;
+
 typedef struct Model {
     BlockBackend *blk;
     BlockDriverState *bs;
@@ -109,6 +115,10 @@ typedef struct Model {
     bool backing;               /* below is not all in the same file */
     bool commits;
     uint8_t *below;             /* what the image has to have */
+    bool exports;
+    Export *export;             /* that has begun */
+    uint64_t exported;
+    uint64_t pieces;            /* of those */
     uint64_t failed;
     uint64_t restored;
     uint64_t committed;
@@ -513,6 +523,13 @@ static void do_commit(Model *m)
     bool was_read_only = bdrv_is_read_only(m->bs->file->bs);
     int64_t ret;
 
+    if (m->export) {
+        Error *err = NULL;
+
+        g_assert_null(snapshot_overlay_commit_begin(m->bs, NULL, &err));
+        error_free_or_abort(&err);
+        return;
+    }
     c = snapshot_overlay_commit_begin(m->bs, NULL, &error_abort);
     if (m->nr_slots && below(m, 2)) {
         Saved *s = &m->slots[below(m, m->nr_slots)];
@@ -555,12 +572,155 @@ static void do_commit(Model *m)
     compare(m, 0, m->size);
 }
 
+/* ---- Exports ---- */
+
+struct Export {
+    SnapshotOverlayExport *x;
+    uint8_t *content;           /* that the image has to have */
+    int64_t size;
+    char *filename;
+    uint64_t bytes;             /* to be written */
+    int64_t ret;                /* of the last piece */
+    Error *err;
+    bool busy;
+};
+
+static Export *export_new(SnapshotOverlaySlot *slot, const uint8_t *content,
+                          int64_t size, Job *job)
+{
+    Export *e = g_new0(Export, 1);
+
+    e->filename = g_build_filename(dir, "export", NULL);
+    e->content = g_memdup2(content, size);
+    e->size = size;
+    e->x = snapshot_overlay_export_begin(slot, e->filename, job, &error_abort);
+    e->bytes = snapshot_overlay_export_bytes(e->x);
+    return e;
+}
+
+static void coroutine_fn export_entry(void *opaque)
+{
+    Export *e = opaque;
+
+    e->ret = snapshot_overlay_co_export(e->x, &e->err);
+    e->busy = false;
+    aio_wait_kick();
+}
+
+/* Begins to write a piece, but does not wait for it. */
+static void export_piece(Export *e)
+{
+    g_assert_false(e->busy);
+    e->busy = true;
+    qemu_coroutine_enter(qemu_coroutine_create(export_entry, e));
+}
+
+/* Returns what snapshot_overlay_co_export() has returned */
+static int64_t export_wait(Export *e)
+{
+    AIO_WAIT_WHILE_UNLOCKED(NULL, e->busy);
+    g_assert_cmpint(e->ret < 0, ==, e->err != NULL);
+    g_assert_cmpint(e->ret, <=, (int64_t)e->bytes);
+    e->bytes -= MAX(e->ret, 0);
+    return e->ret;
+}
+
+static int64_t export_all(Export *e)
+{
+    do {
+        export_piece(e);
+    } while (export_wait(e) > 0);
+    return e->ret;
+}
+
+/* What stock QEMU finds in an image and what is below it */
+static void check_content(const char *filename, const uint8_t *content,
+                          int64_t size)
+{
+    BdrvCheckResult result = {};
+    QDict *options = qdict_new();
+    uint8_t *buf = qemu_memalign(CLUSTER, size);
+    BlockBackend *blk;
+
+    qdict_put_str(options, "driver", "qcow2");
+    blk = blk_new_open(filename, NULL, options, 0, &error_abort);
+    g_assert_cmpint(blk_getlength(blk), ==, size);
+    memset(buf, 0x55, size);
+    g_assert_cmpint(blk_pread(blk, 0, size, buf, 0), ==, 0);
+    for (int64_t i = 0; i < size; i += SECTOR) {
+        if (memcmp(buf + i, content + i, SECTOR)) {
+            g_test_message("sector %" PRIi64 " differs", i / SECTOR);
+            g_assert_cmpmem(buf + i, SECTOR, content + i, SECTOR);
+        }
+    }
+    bdrv_graph_rdlock_main_loop();
+    g_assert_cmpint(bdrv_check(blk_bs(blk), &result, 0), ==, 0);
+    bdrv_graph_rdunlock_main_loop();
+    g_assert_cmpint(result.corruptions, ==, 0);
+    g_assert_cmpint(result.leaks, ==, 0);
+    g_assert_cmpint(result.check_errors, ==, 0);
+    blk_unref(blk);
+    qemu_vfree(buf);
+}
+
+/* Ends an export, complete or not, and deletes the image */
+static void export_free(Export *e)
+{
+    uint64_t bytes = snapshot_overlay_export_bytes(e->x);
+    bool complete = e->ret == 0;
+    struct stat st;
+
+    snapshot_overlay_export_end(e->x);
+    if (complete) {
+        g_assert_cmpuint(e->bytes, ==, 0);
+        check_content(e->filename, e->content, e->size);
+        /* What is as below is not in it, but for tables and the header. */
+        g_assert_cmpint(stat(e->filename, &st), ==, 0);
+        g_assert_cmpuint(st.st_size, <=, bytes + 64 * KiB +
+                         DIV_ROUND_UP(e->size, AREA) * CLUSTER);
+    }
+    g_assert_cmpint(g_unlink(e->filename), ==, 0);
+    error_free(e->err);
+    g_free(e->filename);
+    g_free(e->content);
+    g_free(e);
+}
+
+/*
+ * All else is done between pieces, and while one is written: the slot changes
+ * its place among others, and may be discarded.
+ */
+static void do_export(Model *m)
+{
+    Saved *s;
+
+    if (m->export) {
+        Export *e = m->export;
+
+        m->pieces++;
+        if (export_wait(e) == 0 || below(m, 40) == 0) {
+            m->exported += e->ret == 0;
+            export_free(e);
+            m->export = NULL;
+        } else {
+            g_assert_cmpint(e->ret, >, 0);
+            export_piece(e);
+        }
+    } else if (m->nr_slots) {
+        s = &m->slots[below(m, m->nr_slots)];
+        m->export = export_new(s->slot, s->content, m->size, NULL);
+        export_piece(m->export);
+    }
+}
+
 static void step(Model *m)
 {
     BlockStatsSpecificSnapshotOverlay stats;
     unsigned what = below(m, 100);
 
-    if (m->commits && below(m, 50) == 0) {
+    if (m->exports && below(m, 15) == 0) {
+        do_export(m);
+    } else if (m->commits && below(m, 50) == 0) {
         do_commit(m);
     } else if (what < 28) {
         do_write(m);
@@ -595,6 +755,9 @@ static void model_free(Model *m)
 {
     BlockStatsSpecificSnapshotOverlay stats;
 
+    while (m->export) {
+        do_export(m);
+    }
     compare(m, 0, m->size);
     for (unsigned i = 0; i < m->nr_slots; i++) {
         snapshot_overlay_restore(m->slots[i].slot);
@@ -641,6 +804,7 @@ typedef struct Case {
     bool backing;
     bool commits;
     bool errors;                /* when some sector is written below */
+    bool exports;
 } Case;
 
 static const Case cases[] = {
@@ -661,7 +825,20 @@ static const Case cases[] = {
       .commits = true, .backing = true },
     { "/snapshot-overlay/commit/errors", 8000, 300 * CLUSTER,
       .commits = true, .errors = true },
+
+    { "/snapshot-overlay/export/memory", 5000, 64 * MiB, .exports = true },
+    { "/snapshot-overlay/export/file", 3000, 0, .exports = true },
+    { "/snapshot-overlay/export/both", 4000, 2000 * CLUSTER, .exports = true },
+    { "/snapshot-overlay/export/align", 3000, 2000 * CLUSTER,
+      .exports = true, .align = true },
+    { "/snapshot-overlay/export/backing", 3000, 64 * MiB,
+      .exports = true, .backing = true },
+    { "/snapshot-overlay/export/commits", 4000, 2000 * CLUSTER,
+      .exports = true, .commits = true },
 };
+
+/* So large that its export is of several pieces */
+#define EXPORT_AREAS    9
 
 static void test_model(gconstpointer opaque)
 {
@@ -670,6 +847,9 @@ static void test_model(gconstpointer opaque)
     QDict *options = overlay_options(c->memory);
     Model *m;
 
+    if (c->exports) {
+        create_image(EXPORT_AREAS);
+    }
     if (c->align) {
         qdict_put_str(options, "file.driver", "blkdebug");
         qdict_put_str(options, "file.align", "4096");
@@ -712,14 +892,24 @@ static void test_model(gconstpointer opaque)
     m->backing = c->backing;
     m->commits = c->commits;
     m->may_fail = c->errors;
+    m->exports = c->exports;
     for (unsigned i = 0; i < c->steps; i++) {
         step(m);
     }
     g_assert_cmpuint(m->restored, >, c->steps / 20);
     g_test_message("%" PRIu64 " commits, %" PRIu64 " not to the end",
                    m->committed, m->not_committed);
+    if (c->exports) {
+        g_test_message("%" PRIu64 " exports, %" PRIu64 " pieces", m->exported,
+                       m->pieces);
+        g_assert_cmpuint(m->exported, >, c->steps / 200);
+        g_assert_cmpuint(m->pieces, >, 2 * m->exported);
+    }
     model_free(m);
     g_unlink(qcow2);
+    if (c->exports) {
+        create_image(1);
+    }
 }
 
 /* ---- What is not in the model ---- */
@@ -1094,6 +1284,473 @@ static void test_share(void)
     check_image();
 }
 
+/* ---- Exports that are not in the model ---- */
+
+static void check_refused(SnapshotOverlaySlot *slot, const char *filename,
+                          const char *why)
+{
+    Error *err = NULL;
+
+    g_assert_null(snapshot_overlay_export_begin(slot, filename, NULL, &err));
+    if (!strstr(error_get_pretty(err), why)) {
+        g_test_message("'%s' does not say '%s'", error_get_pretty(err), why);
+        g_test_fail();
+    }
+    error_free(err);
+}
+
+/*
+ * A file that is there stays what it is, and none is left of what is refused;
+ * an image that nobody could open is not written in the first place.
+ */
+static void test_export_refused(void)
+{
+    g_autofree char *filename = g_build_filename(dir, "export", NULL);
+    g_autofree char *nowhere = g_build_filename(dir, "nowhere/export", NULL);
+    g_autofree char *link = g_build_filename(dir, "link", NULL);
+    g_autofree char *content = NULL;
+    g_autofree char *name = NULL;
+    g_autofree char *cwd = g_get_current_dir();
+    char slashes[1024] = { };
+    BlockBackend *blk = open_blk(overlay_options(64 * MiB));
+    SnapshotOverlaySlot *slot = snapshot_overlay_save(blk_bs(blk));
+    SnapshotOverlayCommit *c;
+    QDict *options;
+
+    check_refused(slot, nowhere, nowhere);
+    g_assert_true(g_file_set_contents(filename, "precious", -1, NULL));
+    check_refused(slot, filename, filename);
+    g_assert_cmpint(symlink(filename, link), ==, 0);
+    check_refused(slot, link, link);
+    g_assert_true(g_file_get_contents(filename, &content, NULL, NULL));
+    g_assert_cmpstr(content, ==, "precious");
+    g_unlink(filename);
+    check_refused(slot, link, link);
+    g_assert_false(g_file_test(filename, G_FILE_TEST_EXISTS));
+    g_unlink(link);
+
+    c = snapshot_overlay_commit_begin(blk_bs(blk), NULL, &error_abort);
+    check_refused(slot, filename, bdrv_get_node_name(blk_bs(blk)));
+    snapshot_overlay_commit_end(c);
+    /* Nor does anything stay blocked. */
+    g_assert_cmpint(commit(blk_bs(blk)), ==, 0);
+    blk_unref(blk);
+    check_refused(slot, filename, "gone");
+    snapshot_overlay_discard(slot);
+
+    /* An overlay, at any depth */
+    options = qdict_new();
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "file.driver", "raw");
+    qdict_put_str(options, "file.file.driver", "snapshot-overlay");
+    qdict_put_str(options, "file.file.overlay-dir", dir);
+    qdict_put_str(options, "file.file.node-name", "inner");
+    qdict_put_str(options, "file.file.file.driver", "file");
+    qdict_put_str(options, "file.file.file.filename", image);
+    blk = open_blk(options);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    check_refused(slot, filename, "'inner'");
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+
+    /* -snapshot */
+    options = qdict_new();
+    qdict_put_str(options, "driver", "raw");
+    blk = blk_new_open(image, NULL, options, BDRV_O_RDWR | BDRV_O_SNAPSHOT,
+                       &error_abort);
+    blk_unref(blk_new_with_bs(snapshot_overlay_insert(blk_bs(blk), NULL,
+                                                      &error_abort),
+                              0, BLK_PERM_ALL, &error_abort));
+    slot = snapshot_overlay_save(blk_bs(blk));
+    check_refused(slot, filename, "-snapshot");
+    snapshot_overlay_discard(slot);
+    bdrv_unref(blk_bs(blk));
+    blk_unref(blk);
+
+    /* A name that is too long for the header; the options have it in them. */
+    options = qdict_new();
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "file.driver", "raw");
+    qdict_put_int(options, "file.size", AREA);
+    qdict_put_str(options, "file.file.driver", "file");
+    memset(slashes, '/', 1023);
+    name = g_strconcat(slashes, image, NULL);
+    qdict_put_str(options, "file.file.filename", name);
+    blk = open_blk(options);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    check_refused(slot, filename, "1023 bytes");
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+    /* Options with a name that is another file in another directory */
+    g_assert_cmpint(g_chdir(dir), ==, 0);
+    options = overlay_options(64 * MiB);
+    qdict_put_int(options, "file.offset", SECTOR);
+    qdict_put_str(options, "file.file.filename", strrchr(image, '/') + 1);
+    blk = open_blk(options);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    check_refused(slot, filename, "another directory");
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+    g_assert_cmpint(g_chdir(cwd), ==, 0);
+
+    g_assert_false(g_file_test(filename, G_FILE_TEST_EXISTS));
+    check_image();
+}
+
+/* Writes some to a node, and exports what it has then. */
+static void check_export(BlockBackend *blk)
+{
+    int64_t size = blk_getlength(blk);
+    g_autofree uint8_t *content = g_malloc(size);
+    g_autofree char *copy = g_build_filename(dir, "copy", NULL);
+    g_autofree char *file = NULL;
+    SnapshotOverlaySlot *slot;
+    gsize length;
+    Export *e;
+
+    g_assert_cmpint(blk_pwrite(blk, 5 * SECTOR, SECTOR, image_content, 0),
+                    ==, 0);
+    g_assert_cmpint(blk_pwrite_zeroes(blk, 64 * KiB, 300 * KiB, 0), ==, 0);
+    g_assert_cmpint(blk_pread(blk, 0, size, content, 0), ==, 0);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    e = export_new(slot, content, size, NULL);
+    g_assert_cmpint(export_all(e), ==, 0);
+    /* All is in the file, not in a cache of ours. */
+    g_assert_true(g_file_get_contents(e->filename, &file, &length, NULL));
+    g_assert_true(g_file_set_contents(copy, file, length, NULL));
+    check_content(copy, content, size);
+    g_unlink(copy);
+    export_free(e);
+    snapshot_overlay_discard(slot);
+}
+
+/*
+ * The image has to be found from any directory, whatever it is called, and be
+ * opened as it was. Catches a relative name, one that is taken for a protocol,
+ * options that are lost, and an image that is locked though it is only read.
+ */
+static void test_export_names(void)
+{
+    g_autofree char *odd = g_build_filename(dir, "nbd:a,b %20\"", NULL);
+    g_autofree char *cwd = g_get_current_dir();
+    g_autofree char *qcow2 = g_build_filename(dir, "qcow2", NULL);
+    BlockBackend *a, *b;
+    QDict *options;
+
+    /* Two that have the same image below */
+    a = open_blk(overlay_options(64 * MiB));
+    b = open_blk(overlay_options(0));
+    check_export(a);
+    check_export(b);
+    blk_unref(a);
+    blk_unref(b);
+
+    /* A file without a format, a relative name that looks like a protocol */
+    g_assert_cmpint(g_rename(image, odd), ==, 0);
+    g_assert_cmpint(g_chdir(dir), ==, 0);
+    options = qdict_new();
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "file.driver", "file");
+    qdict_put_str(options, "file.filename", strrchr(odd, '/') + 1);
+    a = open_blk(options);
+    check_export(a);
+    g_assert_cmpint(g_chdir(cwd), ==, 0);
+    blk_unref(a);
+    g_assert_cmpint(g_rename(odd, image), ==, 0);
+
+    /* Part of a file */
+    options = overlay_options(64 * MiB);
+    qdict_put_int(options, "file.offset", 7 * SECTOR);
+    qdict_put_int(options, "file.size", 100 * CLUSTER + SECTOR);
+    a = open_blk(options);
+    check_export(a);
+    blk_unref(a);
+
+    /* A backing file that is not the one that its header says */
+    bdrv_img_create(qcow2, "qcow2", NULL, NULL, NULL, DISK_SIZE, 0, true,
+                    &error_abort);
+    options = overlay_options(64 * MiB);
+    qdict_put_str(options, "file.driver", "qcow2");
+    qdict_put_str(options, "file.file.filename", qcow2);
+    qdict_put_str(options, "file.backing.driver", "raw");
+    qdict_put_str(options, "file.backing.file.driver", "file");
+    qdict_put_str(options, "file.backing.file.filename", image);
+    a = open_blk(options);
+    check_export(a);
+    blk_unref(a);
+    g_unlink(qcow2);
+    check_image();
+}
+
+/*
+ * The image cannot become longer than that: it is said, wherever it happens,
+ * and the slot is there to be exported again.
+ */
+static void test_export_no_space(void)
+{
+    BlockBackend *blk = open_blk(overlay_options(64 * MiB));
+    g_autofree uint8_t *data = g_malloc(1 * MiB);
+    SnapshotOverlaySlot *slot;
+    g_autofree char *filename = g_build_filename(dir, "export", NULL);
+    unsigned begun = 0;
+
+    signal(SIGXFSZ, SIG_IGN);
+    for (int i = 0; i < 500; i++) {
+        memset(data, i + 1, CLUSTER);
+        g_assert_cmpint(blk_pwrite(blk, (i * 1277) % 540 * CLUSTER, CLUSTER,
+                                   data, 0), ==, 0);
+    }
+    g_assert_cmpint(blk_pread(blk, 0, 1 * MiB, data, 0), ==, 0);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    for (int i = 0; i < 100; i++) {
+        SnapshotOverlayExport *x;
+        Export e = { };
+        Error *err = NULL;
+
+        limit_files(i * 16 * KiB);
+        x = snapshot_overlay_export_begin(slot, filename, NULL, &err);
+        if (x) {
+            e.x = x;
+            e.bytes = snapshot_overlay_export_bytes(x);
+            g_assert_cmpint(export_all(&e), ==, -EFBIG);
+            g_assert_nonnull(strstr(error_get_pretty(e.err), filename));
+            error_free(e.err);
+            snapshot_overlay_export_end(x);
+            g_assert_cmpint(g_unlink(filename), ==, 0);
+            begun++;
+        } else {
+            error_free_or_abort(&err);
+        }
+        g_assert_false(g_file_test(filename, G_FILE_TEST_EXISTS));
+    }
+    g_assert_cmpuint(begun, >, 50);
+    g_assert_cmpuint(begun, <, 100);
+    limit_files(RLIM_INFINITY);
+    snapshot_overlay_discard(slot);
+    check_export(blk);
+    blk_unref(blk);
+    check_image();
+}
+
+/* As a caller may do at any time */
+static void rename_export(Export *e)
+{
+    char *name = g_build_filename(dir, "renamed", NULL);
+
+    g_assert_cmpint(g_rename(e->filename, name), ==, 0);
+    g_free(e->filename);
+    e->filename = name;
+}
+
+/*
+ * A slot that was discarded is held while it is exported, and not longer; so is
+ * the node that it is of.
+ */
+static void test_export_discarded(void)
+{
+    for (int in_file = 0; in_file < 2; in_file++) {
+        BlockBackend *blk = open_blk(overlay_options(in_file ? 0 : 64 * MiB));
+        BlockDriverState *bs = blk_bs(blk);
+        g_autofree uint8_t *content = g_memdup2(image_content, DISK_SIZE);
+        g_autofree uint8_t *data = g_malloc(1 * MiB);
+        BlockStatsSpecificSnapshotOverlay stats;
+        SnapshotOverlaySlot *slot;
+        Export *a, *b;
+
+        memset(data, 1, 1 * MiB);
+        memset(content, 1, 1 * MiB);
+        g_assert_cmpint(blk_pwrite(blk, 0, 1 * MiB, data, 0), ==, 0);
+        slot = snapshot_overlay_save(bs);
+        a = export_new(slot, content, DISK_SIZE, NULL);
+        rename_export(a);
+        b = export_new(slot, content, DISK_SIZE, NULL);
+        snapshot_overlay_discard(slot);
+        snapshot_overlay_query(bs, &stats);
+        g_assert_cmpuint(stats.slots, ==, 0);
+
+        memset(data, 2, 1 * MiB);
+        g_assert_cmpint(blk_pwrite(blk, 0, 1 * MiB, data, 0), ==, 0);
+        g_assert_cmpint(export_all(a), ==, 0);
+        export_free(a);
+        snapshot_overlay_query(bs, &stats);
+        g_assert_cmpuint(stats.memory_bytes + stats.spilled_bytes, ==,
+                         2 * MiB);
+        if (in_file) {
+            blk_unref(blk);
+            g_assert_cmpint(export_all(b), ==, 0);
+            export_free(b);
+        } else {
+            g_assert_cmpint(export_all(b), ==, 0);
+            export_free(b);
+            snapshot_overlay_query(bs, &stats);
+            g_assert_cmpuint(stats.memory_bytes, ==, 1 * MiB);
+            blk_unref(blk);
+        }
+        g_assert_null(bdrv_next_node(NULL));
+    }
+    check_image();
+}
+
+typedef struct ExportJob {
+    Job common;
+    Export *e;
+} ExportJob;
+
+static int coroutine_fn export_job_run(Job *common, Error **errp)
+{
+    ExportJob *job = container_of(common, ExportJob, common);
+    int64_t n;
+
+    do {
+        job_sleep_ns(common, 0);
+        n = snapshot_overlay_co_export(job->e->x, &error_abort);
+        job->e->bytes -= n;
+        job_progress_update(common, n);
+    } while (n);
+    return 0;
+}
+
+static void export_job_clean(Job *common)
+{
+    ExportJob *job = container_of(common, ExportJob, common);
+
+    /* This may be in a drained section, too. */
+    snapshot_overlay_export_end(job->e->x);
+}
+
+static const JobDriver export_job_driver = {
+    .instance_size = sizeof(ExportJob),
+    .job_type = JOB_TYPE_CREATE,
+    .run = export_job_run,
+    .clean = export_job_clean,
+};
+
+static bool is_completed(Job *job)
+{
+    JOB_LOCK_GUARD();
+    return job_is_completed_locked(job);
+}
+
+/*
+ * The engine drains all, for a restore that is not the short one: a job comes
+ * to rest then, and goes on afterwards. Catches one that waits for the end of
+ * the section, while that waits for the job; and one that goes on.
+ */
+static void test_export_job(void)
+{
+    BlockBackend *blk;
+    g_autofree uint8_t *content = NULL;
+    SnapshotOverlaySlot *slot;
+    unsigned drained = 0;
+    ExportJob *job;
+    Export *e;
+
+    create_image(EXPORT_AREAS);
+    content = g_malloc(DISK_SIZE);
+    blk = open_blk(overlay_options(64 * MiB));
+    for (int64_t i = 0; i < DISK_SIZE; i++) {
+        content[i] = image_content[i] ^ 1;
+    }
+    g_assert_cmpint(blk_pwrite(blk, 0, DISK_SIZE, content, 0), ==, 0);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    g_assert_cmpint(blk_pwrite_zeroes(blk, 0, DISK_SIZE, 0), ==, 0);
+
+    job = job_create("export", &export_job_driver, NULL,
+                     qemu_get_aio_context(), JOB_MANUAL_DISMISS, NULL, NULL,
+                     &error_abort);
+    e = job->e = export_new(slot, content, DISK_SIZE, &job->common);
+    job_progress_set_remaining(&job->common, e->bytes);
+    job_start(&job->common);
+    while (!is_completed(&job->common)) {
+        uint64_t current;
+
+        bdrv_drain_all_begin();
+        snapshot_overlay_restore(slot);
+        current = qatomic_read(&job->common.progress.current);
+        for (int i = 0; i < 20; i++) {
+            g_usleep(100);
+            aio_poll(qemu_get_aio_context(), false);
+        }
+        g_assert_cmpuint(qatomic_read(&job->common.progress.current), ==,
+                         current);
+        bdrv_drain_all_end();
+        drained += current && current < DISK_SIZE;
+        g_assert_cmpint(blk_pwrite(blk, 0, 1, content, 0), ==, 0);
+        aio_poll(qemu_get_aio_context(), false);
+    }
+    g_assert_cmpuint(drained, >, 1);
+    WITH_JOB_LOCK_GUARD() {
+        Job *common = &job->common;
+
+        g_assert_cmpint(common->ret, ==, 0);
+        job_dismiss_locked(&common, &error_abort);
+    }
+    g_assert_cmpuint(e->bytes, ==, 0);
+    check_content(e->filename, content, DISK_SIZE);
+    g_assert_cmpint(g_unlink(e->filename), ==, 0);
+    g_free(e->filename);
+    g_free(e->content);
+    g_free(e);
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+    create_image(1);
+}
+
+/* A disk of more than clusters of 4 KiB can be addressed of */
+static void test_export_large(void)
+{
+    QDict *options = qdict_new();
+    g_autofree char *sparse = g_build_filename(dir, "sparse", NULL);
+    uint8_t data[2 * CLUSTER];
+    BlockBackend *blk;
+    SnapshotOverlaySlot *slot;
+    BlockDriverInfo bdi;
+    int64_t size = 9 * TiB;
+    Export *e;
+
+    bdrv_img_create(sparse, "qcow2", NULL, NULL, NULL, size, 0, true,
+                    &error_abort);
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "file.driver", "qcow2");
+    qdict_put_str(options, "file.file.filename", sparse);
+    blk = open_blk(options);
+    memset(data, 1, sizeof(data));
+    /* Half of a cluster of the image, and nearly all of the disk zeroed */
+    g_assert_cmpint(blk_pwrite(blk, size - CLUSTER, CLUSTER, data, 0), ==, 0);
+    g_assert_cmpint(blk_pwrite(blk, 3 * CLUSTER, 2 * CLUSTER, data, 0), ==, 0);
+    g_assert_cmpint(blk_pwrite_zeroes(blk, 5 * CLUSTER, size - 6 * CLUSTER,
+                                      0), ==, 0);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    e = export_new(slot, image_content, 0, NULL);
+    g_assert_cmpint(export_all(e), ==, 0);
+    snapshot_overlay_export_end(e->x);
+    snapshot_overlay_discard(slot);
+    blk_unref(blk);
+
+    blk = blk_new_open(e->filename, NULL, NULL, 0, &error_abort);
+    g_assert_cmpint(blk_getlength(blk), ==, size);
+    bdrv_graph_rdlock_main_loop();
+    g_assert_cmpint(bdrv_get_info(blk_bs(blk), &bdi), ==, 0);
+    bdrv_graph_rdunlock_main_loop();
+    g_assert_cmpint(bdi.cluster_size, ==, 2 * CLUSTER);
+    for (int i = 0; i < 8; i++) {
+        int64_t offset = i < 6 ? i * CLUSTER : size - (8 - i) * CLUSTER;
+
+        g_assert_cmpint(blk_pread(blk, offset, CLUSTER, data, 0), ==, 0);
+        g_assert_cmpint(data[0], ==, i == 3 || i == 4 || i == 7);
+        g_assert_true(!memcmp(data, data + 1, CLUSTER - 1));
+    }
+    blk_unref(blk);
+    g_assert_cmpint(g_unlink(e->filename), ==, 0);
+    g_unlink(sparse);
+    g_free(e->filename);
+    g_free(e->content);
+    g_free(e);
+}
 /* What opens the image must not be taken for what opens the overlay. */
 static void test_filename(void)
 {
@@ -1299,8 +1956,9 @@ static void coroutine_fn worker(void *opaque)
 }
 
 /*
- * As iothread-vq-mapping has it. Catches what is not protected by the lock, or
- * lets go of it while it is needed.
+ * As iothread-vq-mapping has it, and a slot is exported meanwhile. Catches what
+ * is not protected by the lock, or lets go of it while it is needed, and data
+ * of a slot that is changed.
  */
 static void test_threads(void)
 {
@@ -1308,19 +1966,33 @@ static void test_threads(void)
         BlockBackend *blk = open_blk(overlay_options(in_file ? 0 : 1 * GiB));
         IOThread *threads[2] = { iothread_new(), iothread_new() };
         Worker workers[2];
-        SnapshotOverlaySlot *slot = snapshot_overlay_save(blk_bs(blk));
+        g_autofree uint8_t *saved = g_memdup2(image_content, DISK_SIZE);
+        SnapshotOverlaySlot *slot;
+        unsigned exported = 0;
 
+        /* What the workers write to all the time */
+        memset(saved + SECTOR, 7, WORKER_SIZE - SECTOR);
+        g_assert_cmpint(blk_pwrite(blk, SECTOR, WORKER_SIZE - SECTOR,
+                                   saved + SECTOR, 0), ==, 0);
+        slot = snapshot_overlay_save(blk_bs(blk));
         for (int i = 0; i < 2; i++) {
             workers[i] = (Worker) {
                 .blk = blk,
                 .nr = i,
-                .content = g_memdup2(image_content, WORKER_SIZE),
+                .content = g_memdup2(saved, WORKER_SIZE),
             };
             aio_co_enter(iothread_get_aio_context(threads[i]),
                          qemu_coroutine_create(worker, &workers[i]));
         }
-        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&workers[0].done) ||
-                                !qatomic_read(&workers[1].done));
+        while (!qatomic_read(&workers[0].done) ||
+               !qatomic_read(&workers[1].done)) {
+            Export *e = export_new(slot, saved, DISK_SIZE, NULL);
+
+            g_assert_cmpint(export_all(e), ==, 0);
+            export_free(e);
+            exported++;
+        }
+        g_assert_cmpuint(exported, >, 0);
         for (int i = 0; i < 2; i++) {
             iothread_join(threads[i]);
             g_free(workers[i].content);
@@ -1462,6 +2134,61 @@ static void test_perf(void)
     qemu_vfree(data);
 }
 
+/* Into $TMPDIR; compare with dd of as many bytes, oflag=direct */
+static void test_perf_export(void)
+{
+    static const int rows[] = { 1, 4, 16, 64, 256 };
+    const int64_t size = 8 * GiB, clusters = 256 * MiB / CLUSTER;
+    g_autofree char *sparse = g_build_filename(dir, "sparse", NULL);
+    g_autoptr(GRand) rand = g_rand_new_with_seed(4);
+    g_autofree uint8_t *data = g_malloc(CLUSTER);
+
+    bdrv_img_create(sparse, "raw", NULL, NULL, NULL, size, 0, true,
+                    &error_abort);
+    for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        QDict *options = overlay_options(1 * GiB);
+        int64_t t[4], bytes, c = 0;
+        SnapshotOverlaySlot *slot;
+        BlockBackend *blk;
+        struct stat st;
+        Export *e;
+
+        qdict_put_str(options, "file.file.filename", sparse);
+        blk = open_blk(options);
+        for (int64_t j = 0; j < clusters; j++) {
+            c = j % rows[i] ? c + 1 :
+                g_rand_int(rand) % (size / CLUSTER / rows[i]) * rows[i];
+            for (int k = 0; k < CLUSTER; k += 4) {
+                stl_he_p(data + k, g_rand_int(rand));
+            }
+            g_assert_cmpint(blk_pwrite(blk, c * CLUSTER, CLUSTER, data, 0),
+                            ==, 0);
+        }
+        slot = snapshot_overlay_save(blk_bs(blk));
+        t[0] = get_clock();
+        e = export_new(slot, data, 0, NULL);
+        bytes = e->bytes;
+        t[1] = get_clock();
+        g_assert_cmpint(export_all(e), ==, 0);
+        t[2] = get_clock();
+        snapshot_overlay_export_end(e->x);
+        t[3] = get_clock();
+        g_assert_cmpint(stat(e->filename, &st), ==, 0);
+        g_test_message("export of %" PRIi64 " MiB, %d clusters in a row: begin "
+                       "%.1f ms, %.0f MB/s, end %.1f ms; the file has %" PRIi64
+                       " MiB", bytes / MiB, rows[i], (t[1] - t[0]) / 1e6,
+                       bytes * 1e3 / (t[2] - t[1]), (t[3] - t[2]) / 1e6,
+                       (int64_t)st.st_size / MiB);
+        snapshot_overlay_discard(slot);
+        blk_unref(blk);
+        g_assert_cmpint(g_unlink(e->filename), ==, 0);
+        g_free(e->filename);
+        g_free(e->content);
+        g_free(e);
+    }
+    g_unlink(sparse);
+}
+
 int main(int argc, char **argv)
 {
     int ret;
@@ -1472,7 +2199,8 @@ int main(int argc, char **argv)
 
     dir = g_dir_make_tmp("test-snapshot-overlay-XXXXXX", NULL);
     g_assert_nonnull(dir);
-    create_image();
+    image = g_build_filename(dir, "image", NULL);
+    create_image(1);
 
     for (int i = 0; i < ARRAY_SIZE(cases); i++) {
         g_test_add_data_func(cases[i].name, &cases[i], test_model);
@@ -1481,6 +2209,13 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-overlay/commit/no-space", test_commit_no_space);
     g_test_add_func("/snapshot-overlay/commit/kept", test_commit_kept);
     g_test_add_func("/snapshot-overlay/commit/refused", test_commit_refused);
+    g_test_add_func("/snapshot-overlay/export/refused", test_export_refused);
+    g_test_add_func("/snapshot-overlay/export/names", test_export_names);
+    g_test_add_func("/snapshot-overlay/export/no-space", test_export_no_space);
+    g_test_add_func("/snapshot-overlay/export/discarded",
+                    test_export_discarded);
+    g_test_add_func("/snapshot-overlay/export/job", test_export_job);
+    g_test_add_func("/snapshot-overlay/export/large", test_export_large);
     g_test_add_func("/snapshot-overlay/flat", test_flat);
     g_test_add_func("/snapshot-overlay/large", test_large);
     g_test_add_func("/snapshot-overlay/closed", test_closed);
@@ -1493,6 +2228,7 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-overlay/threads", test_threads);
     if (g_test_perf()) {
         g_test_add_func("/snapshot-overlay/perf", test_perf);
+        g_test_add_func("/snapshot-overlay/perf-export", test_perf_export);
     }
 
     ret = g_test_run();
