@@ -25,7 +25,6 @@
 #include "qobject/qjson.h"
 #include "qobject/qobject.h"
 #include "block/aio_task.h"
-#include "block/snapshot-overlay.h"
 #include "block/thread-pool.h"
 #include "exec/target_page.h"
 #include "hw/boards.h"
@@ -76,6 +75,7 @@ typedef struct ExportJob {
     Job common;
     VMSnapshot *s;
     RAMSnapshotView *view;
+    SnapshotExportDisks *disks;
     GArray *blocks;             /* of ExportBlock */
     GArray *parts;              /* of ExportPart; the first begins the file */
     SnapshotFile *description;
@@ -401,6 +401,10 @@ static int finish_file(void *opaque)
     if (ret || !job->tmp) {
         return ret;
     }
+    ret = snapshot_export_disks_rename(job->disks);
+    if (ret) {
+        return ret;
+    }
     /* It may be mapped from now on: nobody shall write to it by mistake. */
     if (fchmod(job->fd, 0400) < 0 || rename(job->tmp, job->file) < 0) {
         return -errno;
@@ -409,15 +413,28 @@ static int finish_file(void *opaque)
     return sync_directory(job->file);
 }
 
+static int coroutine_fn write_file(ExportJob *job, Error **errp)
+{
+    ERRP_GUARD();
+    int ret = write_blocks(job);
+
+    ret = ret ?: snapshot_export_disks_write(job->disks, errp);
+    if (!ret) {
+        job->description->disks = snapshot_export_disks_describe(job->disks,
+                                                                 errp);
+    }
+    return *errp ? -EIO : ret ?: thread_pool_submit_co(finish_file, job);
+}
+
 static int coroutine_fn export_run(Job *common, Error **errp)
 {
     ExportJob *job = container_of(common, ExportJob, common);
-    int ret = write_blocks(job);
+    ERRP_GUARD();
+    int ret = write_file(job, errp);
 
-    if (!ret) {
-        ret = thread_pool_submit_co(finish_file, job);
-    }
-    if (ret == -ECANCELED) {
+    if (*errp) {
+        error_prepend(errp, "'%s' was not written: ", job->file);
+    } else if (ret == -ECANCELED) {
         error_setg(errp, "The export to '%s' was cancelled", job->file);
     } else if (ret) {
         error_setg_errno(errp, -ret, "Writing '%s' failed", job->file);
@@ -447,6 +464,9 @@ static void export_clean(Job *common)
     ExportJob *job = container_of(common, ExportJob, common);
 
     free_blocks(job);
+    if (job->disks) {
+        snapshot_export_disks_end(job->disks);
+    }
     if (job->view) {
         ram_snapshot_view_free(job->view);
     }
@@ -705,7 +725,8 @@ static void list_blocks(ExportJob *job)
         g_array_append_val(job->blocks, b);
         bytes += b.info.length;
     }
-    job_progress_set_remaining(&job->common, bytes);
+    job_progress_set_remaining(&job->common, bytes +
+                               snapshot_export_disks_bytes(job->disks));
 }
 
 static void describe(ExportJob *job, unsigned n)
@@ -728,6 +749,25 @@ static void describe(ExportJob *job, unsigned n)
     describe_blocks(job);
 }
 
+/* Their images are beside the file, and have its temporary name's end. */
+static SnapshotExportDisks *begin_disks(ExportJob *job,
+                                        const VMSnapshotDisks *disks,
+                                        Error **errp)
+{
+    SnapshotExportDisks *e;
+
+    e = snapshot_export_disks_begin(disks, job->file, job->tmp ?
+                                    job->tmp + strlen(job->file) + 1 : "tmp",
+                                    &job->common, errp);
+    if (e && snapshot_export_disks_bytes(e) && !job->tmp) {
+        error_setg(errp, "A file descriptor has no place for what the guest "
+                   "has written to disks");
+        error_append_hint(errp, "Give the name of a file.\n");
+        g_clear_pointer(&e, snapshot_export_disks_end);
+    }
+    return e;
+}
+
 static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
                     Error **errp)
 {
@@ -738,6 +778,10 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
     }
     job->view = ram_snapshot_view_new(slot->ram, errp);
     if (!job->view) {
+        return false;
+    }
+    job->disks = begin_disks(job, slot->disks, errp);
+    if (!job->disks) {
         return false;
     }
     list_blocks(job);
@@ -753,26 +797,13 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
     return true;
 }
 
-static bool refuse_disk(const char *device, BlockDriverState *bs,
-                        SnapshotOverlaySlot *slot, void *opaque, Error **errp)
-{
-    error_setg(errp, "The disk of '%s' is part of the slot, and cannot be "
-               "written to a file", device);
-    return false;
-}
-
 Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
                               unsigned n, const char *file, uint64_t speed,
                               Error **errp)
 {
-    const VMSnapshotSlot *slot = &s->slots[n];
     ExportStream stream = { };
     ExportJob *job = NULL;
 
-    if (slot->disks &&
-        !vm_snapshot_disks_foreach(slot->disks, refuse_disk, NULL, errp)) {
-        return NULL;
-    }
     stream.bytes = g_byte_array_new();
     if (vm_snapshot_visit(s, n, save_stream, &stream, errp)) {
         job = job_create(job_id, &export_driver, NULL, qemu_get_aio_context(),

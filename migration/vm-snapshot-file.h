@@ -13,6 +13,8 @@
 #include "qapi/qapi-types-migration.h"
 #include "device-state.h"
 #include "ram-snapshot.h"
+#include "qemu/job.h"
+#include "vm-snapshot-int.h"
 
 #define SNAPSHOT_FILE_MAGIC "QEMUSNAP"
 #define SNAPSHOT_FILE_VERSION 1
@@ -35,6 +37,50 @@ typedef struct SnapshotFileFooter {
     uint32_t description_crc;
     uint32_t crc;               /* of the footer up to here */
 } QEMU_PACKED SnapshotFileFooter;
+
+/*
+ * vm-snapshot-export-disks.c: images beside the file.  All is called in the
+ * main loop with the BQL held, but as noted.
+ */
+typedef struct SnapshotExportDisks SnapshotExportDisks;
+
+/**
+ * snapshot_export_disks_begin: create an image for each disk written to
+ * @disks: of the slot, which may be discarded; may be NULL
+ * @file: of the slot; and @suffix: of temporary names: they are kept
+ *
+ * Returns: for snapshot_export_disks_end(), or NULL with @errp set
+ */
+SnapshotExportDisks *snapshot_export_disks_begin(const VMSnapshotDisks *disks,
+                                                 const char *file,
+                                                 const char *suffix, Job *job,
+                                                 Error **errp);
+
+/** snapshot_export_disks_bytes: for the job's progress */
+uint64_t snapshot_export_disks_bytes(const SnapshotExportDisks *e);
+
+/** snapshot_export_disks_write: returns 0, or -errno and, but for a
+ *  cancellation, with @errp set */
+int coroutine_fn snapshot_export_disks_write(SnapshotExportDisks *e,
+                                             Error **errp);
+
+/** snapshot_export_disks_describe: once all is written; NULL may be no error */
+SnapshotFileDiskList *snapshot_export_disks_describe(SnapshotExportDisks *e,
+                                                     Error **errp);
+
+/** snapshot_export_disks_rename: in any thread; returns 0 or -errno */
+int snapshot_export_disks_rename(SnapshotExportDisks *e);
+
+/** snapshot_export_disks_end: remove what was not renamed */
+void snapshot_export_disks_end(SnapshotExportDisks *e);
+
+/**
+ * snapshot_import_check_disks: are the machine's disks those of a file?
+ *
+ * After vm_snapshot_disks_prepare().
+ */
+bool snapshot_import_check_disks(const SnapshotFileDiskList *list,
+                                 Error **errp);
 
 /** SnapshotImport: a file that is being read */
 typedef struct SnapshotImport {

@@ -406,6 +406,9 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
     SnapshotImport *im = opaque;
 
     if (im->description) {
+        if (!snapshot_import_check_disks(im->description->disks, errp)) {
+            return false;
+        }
         slot->devices = read_devices(im, errp);
         slot->suspended = im->description->suspended;
         slot->ready = g_steal_pointer(&im->description->ready);

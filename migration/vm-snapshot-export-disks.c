@@ -1,0 +1,246 @@
+/*
+ * The snapshot engine: what a slot has of disks, in images beside its file
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/job.h"
+#include "qapi/error.h"
+#include "block/block_int.h"
+#include "block/snapshot-overlay.h"
+#include "vm-snapshot-file.h"
+#include "vm-snapshot-int.h"
+
+typedef struct ExportDisk {
+    char *device;
+    char *file;                 /* that has the content in the end */
+    char *tmp;                  /* its name until then; NULL: it is not new */
+    SnapshotOverlayExport *x;   /* NULL likewise */
+} ExportDisk;
+
+struct SnapshotExportDisks {
+    GArray *disks;              /* of ExportDisk */
+    const char *file;           /* of the slot */
+    const char *suffix;
+    Job *job;
+    uint64_t bytes;
+};
+
+static ExportDisk *nth_disk(const SnapshotExportDisks *e, unsigned i)
+{
+    return &g_array_index(e->disks, ExportDisk, i);
+}
+
+/* The image that an overlay is over: a file of the host's, or NULL */
+static char *image_below(BlockDriverState *bs)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    bdrv_refresh_filename(bs->file->bs);
+    return bs->file->bs->exact_filename[0] ?
+        g_strdup(bs->file->bs->exact_filename) : NULL;
+}
+
+static bool describe_image(SnapshotFileDisk *d, const char *device,
+                           const char *file, const char *name, Error **errp)
+{
+    struct stat st;
+
+    if (stat(file, &st) < 0 || !S_ISREG(st.st_mode)) {
+        error_setg(errp, "The disk of '%s' is not in a file of this host",
+                   device);
+        return false;
+    }
+    d->device = g_strdup(device);
+    d->image = g_path_get_basename(name);
+    d->length = st.st_size;
+    d->mtime = st.st_mtim.tv_sec * NANOSECONDS_PER_SECOND + st.st_mtim.tv_nsec;
+    return true;
+}
+
+static bool begin_disk(const char *device, BlockDriverState *bs,
+                       SnapshotOverlaySlot *slot, void *opaque, Error **errp)
+{
+    SnapshotExportDisks *e = opaque;
+    ExportDisk disk = { .device = g_strdup(device) };
+    ERRP_GUARD();
+
+    disk.tmp = g_strdup_printf("%s.%u.qcow2.%s", e->file, e->disks->len,
+                               e->suffix);
+    disk.x = snapshot_overlay_export_begin(slot, disk.tmp, e->job, errp);
+    if (!disk.x) {
+        error_prepend(errp, "The disk of '%s' cannot be written: ", device);
+        g_free(disk.tmp);
+        g_free(disk.device);
+        return false;
+    }
+    e->bytes += snapshot_overlay_export_bytes(disk.x);
+    if (snapshot_overlay_export_bytes(disk.x)) {
+        disk.file = g_strdup_printf("%s.%u.qcow2", e->file, e->disks->len);
+    } else {
+        /* Nothing was written: the image itself will do. */
+        snapshot_overlay_export_end(g_steal_pointer(&disk.x));
+        unlink(disk.tmp);
+        g_clear_pointer(&disk.tmp, g_free);
+        disk.file = image_below(bs);
+    }
+    g_array_append_val(e->disks, disk);
+    return true;
+}
+
+SnapshotExportDisks *snapshot_export_disks_begin(const VMSnapshotDisks *disks,
+                                                 const char *file,
+                                                 const char *suffix, Job *job,
+                                                 Error **errp)
+{
+    SnapshotExportDisks *e = g_new0(SnapshotExportDisks, 1);
+
+    e->disks = g_array_new(false, false, sizeof(ExportDisk));
+    e->file = file;
+    e->suffix = suffix;
+    e->job = job;
+    if (disks && !vm_snapshot_disks_foreach(disks, begin_disk, e, errp)) {
+        snapshot_export_disks_end(e);
+        return NULL;
+    }
+    return e;
+}
+
+uint64_t snapshot_export_disks_bytes(const SnapshotExportDisks *e)
+{
+    return e->bytes;
+}
+
+int coroutine_fn snapshot_export_disks_write(SnapshotExportDisks *e,
+                                             Error **errp)
+{
+    ERRP_GUARD();
+    int64_t n;
+
+    for (unsigned i = 0; i < e->disks->len; i++) {
+        const ExportDisk *disk = nth_disk(e, i);
+
+        do {
+            job_pause_point(e->job);
+            if (job_is_cancelled(e->job)) {
+                return -ECANCELED;
+            }
+            n = disk->x ? snapshot_overlay_co_export(disk->x, errp) : 0;
+            if (n < 0) {
+                error_prepend(errp, "The disk of '%s' cannot be written: ",
+                              disk->device);
+                return n;
+            }
+            job_progress_update(e->job, n);
+        } while (n);
+    }
+    return 0;
+}
+
+SnapshotFileDiskList *snapshot_export_disks_describe(SnapshotExportDisks *e,
+                                                     Error **errp)
+{
+    g_autoptr(SnapshotFileDiskList) list = NULL;
+    SnapshotFileDiskList **tail = &list;
+
+    for (unsigned i = 0; i < e->disks->len; i++) {
+        const ExportDisk *disk = nth_disk(e, i);
+        SnapshotFileDisk *d = g_new0(SnapshotFileDisk, 1);
+
+        QAPI_LIST_APPEND(tail, d);
+        if (!describe_image(d, disk->device, disk->tmp ?: disk->file ?: "",
+                            disk->file ?: "", errp)) {
+            return NULL;
+        }
+    }
+    return g_steal_pointer(&list);
+}
+
+int snapshot_export_disks_rename(SnapshotExportDisks *e)
+{
+    for (unsigned i = 0; i < e->disks->len; i++) {
+        ExportDisk *disk = nth_disk(e, i);
+
+        if (!disk->tmp) {
+            continue;
+        }
+        /* It may be in use from now on, as the file is. */
+        if (chmod(disk->tmp, 0400) < 0 || rename(disk->tmp, disk->file) < 0) {
+            return -errno;
+        }
+        g_clear_pointer(&disk->tmp, g_free);
+    }
+    return 0;
+}
+
+void snapshot_export_disks_end(SnapshotExportDisks *e)
+{
+    for (unsigned i = 0; i < e->disks->len; i++) {
+        ExportDisk *disk = nth_disk(e, i);
+
+        if (disk->x) {
+            snapshot_overlay_export_end(disk->x);
+        }
+        if (disk->tmp) {
+            unlink(disk->tmp);
+        }
+        g_free(disk->tmp);
+        g_free(disk->file);
+        g_free(disk->device);
+    }
+    g_array_unref(e->disks);
+    g_free(e);
+}
+
+static const SnapshotFileDisk *find_disk(const SnapshotFileDiskList *l,
+                                         const char *device)
+{
+    for (; l; l = l->next) {
+        if (!strcmp(l->value->device, device)) {
+            return l->value;
+        }
+    }
+    return NULL;
+}
+
+/* Is it the content that the file of the slot belongs to? */
+static bool check_disk(const char *device, BlockDriverState *bs,
+                       SnapshotOverlaySlot *slot, void *opaque, Error **errp)
+{
+    const SnapshotFileDiskList *list = opaque;
+    const SnapshotFileDisk *d = find_disk(list, device);
+    g_autoptr(SnapshotFileDisk) here = g_new0(SnapshotFileDisk, 1);
+    g_autofree char *image = image_below(bs);
+    BlockStatsSpecificSnapshotOverlay stats;
+
+    if (!d) {
+        error_setg(errp, "It has nothing of the disk of '%s'", device);
+        error_append_hint(errp, "With disks=keep, disks stay as they are.\n");
+        return false;
+    }
+    snapshot_overlay_query(bs, &stats);
+    if (stats.clusters || stats.zeroed_areas) {
+        error_setg(errp, "The guest has written to the disk of '%s' already",
+                   device);
+        error_append_hint(errp, "Start QEMU with load=.\n");
+        return false;
+    }
+    if (!image || !describe_image(here, device, image, image, errp)) {
+        return false;
+    }
+    if (here->length != d->length || here->mtime != d->mtime) {
+        error_setg(errp, "The disk of '%s' is to be the image '%s' as it was "
+                   "written beside the file, and is '%s'", device, d->image,
+                   here->image);
+        error_append_hint(errp, "Copies have to keep the time of the last "
+                          "change (cp -p).\n");
+        return false;
+    }
+    return true;
+}
+
+bool snapshot_import_check_disks(const SnapshotFileDiskList *list, Error **errp)
+{
+    return vm_snapshot_disks_foreach(NULL, check_disk, (void *)list, errp);
+}
