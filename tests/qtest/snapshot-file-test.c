@@ -999,7 +999,7 @@ static void test_bitmaps(const void *machine)
     SnapshotVM *vm = snapshot_vm_start(",slots=5", "-M %s -m 1 -nodefaults"
                                        " -rtc clock=vm -S",
                                        (const char *)machine);
-    const unsigned n = g_getenv("FULL") ? 10000 : 150;
+    const unsigned n = g_getenv("FULL") ? 10000 : 60;
     g_autofree char *path = path_of("bitmaps");
     unsigned taken = 0;
 
