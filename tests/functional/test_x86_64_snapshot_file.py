@@ -216,5 +216,122 @@ class SnapshotFile(QemuSystemTest):
         self.assert_woke(vm, 'restored 1')
 
 
+class SnapshotFileDisk(QemuSystemTest):
+    """
+    A disk that the host writes to in the guest's place, by qemu-io, of which
+    QEMU's log tells what it found.
+    """
+
+    # Of the disk's image, each MiB of which has a number of its own
+    SIZE = 16 * MIB
+    # What is written before the save, and what of it is written anew after
+    BEFORE = ('write -P 0xaa 1M 64k', 'write -P 0xbb 5000k 512',
+              'write -z 3M 1M')
+    AFTER = 'write -P 0xcc 0 6M'
+    SAVED = ('read -P 1 0 1M', 'read -P 0xaa 1M 64k', 'read -P 2 1088k 4k',
+             'read -P 0 3M 1M', 'read -P 5 4M 64k', 'read -P 0xbb 5000k 512',
+             'read -P 5 5120512 512', 'read -P 16 15M 1M')
+
+    def setUp(self):
+        super().setUp()
+        self.require_device('name "snapshot"')
+        self.directory = Path(self.scratch_file('disk'))
+        self.directory.mkdir()
+        self.image = self.directory / 'image'
+        with open(self.image, 'wb') as f:
+            for i in range(self.SIZE // MIB):
+                f.write(bytes([i + 1]) * MIB)
+        self.file = self.directory / 'slot'
+        self.written = self.directory / 'slot.0.qcow2'
+
+    def make(self, image, form, name, *options):
+        vm = self.get_vm('-M', 'pc', '-nodefaults', '-m', '16', '-S', '-accel',
+                         'tcg', '-blockdev', 'driver=snapshot-overlay,'
+                         f'node-name=hd,file.driver={form},'
+                         f'file.file.driver=file,file.file.filename={image}',
+                         '-device', 'ide-hd,drive=hd,id=disk', '-device',
+                         ','.join(['snapshot', *options]), name=name)
+        vm.launch()
+        return vm
+
+    def io(self, vm, *commands):
+        for command in commands:
+            said = vm.cmd('human-monitor-command',
+                          command_line=f'qemu-io -d disk "{command}"')
+            self.assertEqual(said.strip(), '')
+
+    def export(self, vm, slot):
+        vm.cmd('x-snapshot-device-export', job_id='e', slot=slot,
+               file=str(self.file))
+
+    def finish(self, vm):
+        end = time.monotonic() + 60
+        while (job := vm.cmd('query-jobs')[0])['status'] != 'concluded':
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+        vm.cmd('job-dismiss', id='e')
+        self.assertNotIn('error', job)
+
+    def end(self, vm):
+        vm.shutdown()
+        self.assertNotIn('Pattern verification failed', vm.get_log())
+
+    def refused(self, image, form, name, text):
+        vm = self.get_vm('-M', 'pc', '-nodefaults', '-m', '16', '-S', '-accel',
+                         'tcg', '-blockdev', 'driver=snapshot-overlay,'
+                         f'node-name=hd,file.driver={form},'
+                         f'file.file.driver=file,file.file.filename={image}',
+                         '-device', 'ide-hd,drive=hd,id=disk', '-device',
+                         f'snapshot,load={self.file}', name=name)
+        vm.set_qmp_monitor(False)
+        vm.launch()
+        vm.wait(timeout=60)
+        self.assertEqual(vm.exitcode(), 1)
+        self.assertIn(text, vm.get_log())
+
+    def test_disk(self):
+        """
+        Catches: content of now, or of another slot, in the image; an image that
+        is not the file's; what a worker writes left over in the next restore.
+        """
+        vm = self.make(self.image, 'raw', 'first')
+        digest = hashlib.sha256(self.image.read_bytes()).digest()
+        vm.cmd('x-snapshot-device-save', slot=0)
+        self.export(vm, 0)
+        self.finish(vm)
+        self.assertFalse(self.written.exists(), 'nothing was written')
+        unchanged = self.make(self.image, 'raw', 'unchanged',
+                              f'load={self.file}')
+        self.io(unchanged, f'read -P 1 0 {MIB}')
+        self.end(unchanged)
+
+        self.io(vm, *self.BEFORE)
+        vm.cmd('x-snapshot-device-save', slot=1)
+        self.export(vm, 1)
+        self.io(vm, self.AFTER)
+        vm.cmd('x-snapshot-device-discard', slot=1)
+        self.finish(vm)
+        self.io(vm, 'read -P 0xcc 0 6M')
+        self.end(vm)
+        self.assertEqual(sorted(x.name for x in self.directory.iterdir()),
+                         ['image', 'slot', 'slot.0.qcow2'])
+
+        workers = [self.make(self.written, 'qcow2', f'worker{i}',
+                             f'load={self.file}') for i in range(2)]
+        for worker in workers:
+            self.io(worker, *self.SAVED, self.AFTER)
+        for worker in workers:
+            worker.cmd('x-snapshot-device-restore', slot=0)
+            self.io(worker, *self.SAVED)
+            self.end(worker)
+        self.assertEqual(hashlib.sha256(self.image.read_bytes()).digest(),
+                         digest)
+
+        self.refused(self.image, 'raw', 'other', 'is to be the image')
+        self.written.chmod(0o600)
+        os.utime(self.written)
+        self.refused(self.written, 'qcow2', 'touched', 'is to be the image')
+
+
 if __name__ == '__main__':
     QemuSystemTest.main()
