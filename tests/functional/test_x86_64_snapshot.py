@@ -150,6 +150,12 @@ class Guest:
              'snapshot-qmp-filter', monitor, port])
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
+        # What the guest writes to a port that nobody has is lost.
+        end = time.monotonic() + 60
+        while any(chardev['filename'].startswith('disconnected')
+                  for chardev in self.vm.cmd('query-chardev')):
+            self.assertLess(time.monotonic(), end, 'the filter is not there')
+            time.sleep(0.01)
         self.vm.cmd('cont')
         self.assertEqual(self.finish().count('restored'), 9)
         self.assertEqual(process.wait(10), 0)
