@@ -626,7 +626,8 @@ static void set_result(struct snapshot_vm *vm, struct snapshot_vm_result *r,
 
 /*
  * The guest is not READY any more.  If it was again before RUN came, the run
- * is under way, and nobody waits for it.
+ * is under way, and nobody waits for it.  On a socket, the next RUN would not
+ * even be refused: it is not read before that run has ended.
  */
 static int end_not_ready(struct snapshot_vm *vm, int ret)
 {
@@ -634,6 +635,7 @@ static int end_not_ready(struct snapshot_vm *vm, int ret)
     vm->ready = false;
     vm->stray = vm->id;
     vm->refused = false;
+    cancel(vm, vm->stray);
     return ret;
 }
 
@@ -644,7 +646,6 @@ static int refused(struct snapshot_vm *vm, const struct snapshot_message *m)
     if (reason == SNAPSHOT_REFUSED_NOT_READY && vm->stray) {
         /* RUN is sent again when the run that is in its way has ended. */
         vm->refused = true;
-        cancel(vm, vm->stray);
         return 0;
     }
     if (reason == SNAPSHOT_REFUSED_NOT_READY) {
