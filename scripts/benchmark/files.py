@@ -29,7 +29,6 @@ MIGRATIONS = {
 }
 SAVEVM = 'savevm'
 FIO = 'fio, direct, as many bytes'
-SAVE_MIB = 1024
 USED = 10, 90           # percent of RAM that are not zero
 
 EMPTY = 'an empty machine'
@@ -137,12 +136,13 @@ def save(bench, percent):
     """A list of records, one for each way to save a machine"""
     rates, stood = {}, []
     directory = tempfile.mkdtemp(dir=bench.directory)
-    ram = fill(directory, SAVE_MIB, percent)
+    mib = bench.effort.save_mib
+    ram = fill(directory, mib, percent)
     path = f'{directory}/file'
     image = f'{directory}/image'
 
     def machine(*more):
-        return Machine(bench.qemu, [*base(SAVE_MIB), *ram, '-S', *more],
+        return Machine(bench.qemu, [*base(mib), *ram, '-S', *more],
                        directory)
 
     def add(way, seconds, size):
@@ -162,7 +162,7 @@ def save(bench, percent):
             with machine() as m:
                 add(way, migrate(m, path, capabilities), size)
         subprocess.run([qemu_img(bench.qemu), 'create', '-q', '-f', 'qcow2', image,
-                        f'{8 * SAVE_MIB}M'], check=True)
+                        f'{8 * mib}M'], check=True)
         with machine('-drive', f'file={image},if=none') as m:
             add(SAVEVM, savevm(m, image), size)
         os.unlink(image)

@@ -65,6 +65,7 @@ class Effort:
     loop: int           # rounds of the fuzzing loop and its rivals
     loop_seconds: float
     saves: int          # of a slot to a file, and of each other way
+    save_mib: int       # of RAM
     starts: int         # from it
     workers: int        # that share it
 

@@ -21,17 +21,17 @@ EFFORTS = {
                     stock_seconds=4, floor_seconds=0.8, turns=8,
                     turn_seconds=0.2, calls_seconds=1.5, fio=3,
                     fio_seconds=1, loop=3, loop_seconds=0.7, saves=2,
-                    starts=7, workers=8),
+                    save_mib=1024, starts=7, workers=8),
     'full': Effort(restores=1000, seconds=12, rate_seconds=2, stock=100,
                    stock_seconds=15, floor_seconds=3, turns=20,
                    turn_seconds=0.25, calls_seconds=3, fio=5, fio_seconds=3,
-                   loop=5, loop_seconds=1.5, saves=5, starts=25,
-                   workers=100),
+                   loop=5, loop_seconds=1.5, saves=5,
+                   save_mib=1024, starts=25, workers=100),
     'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1, stock=3,
                         stock_seconds=0, floor_seconds=0.1, turns=3,
                         turn_seconds=0.05, calls_seconds=0.3, fio=1,
                         fio_seconds=1, loop=1, loop_seconds=0.2, saves=1,
-                        starts=1, workers=2),
+                        save_mib=64, starts=1, workers=2),
 }
 
 CLUSTERS = 0, 10, 1000, 10000
