@@ -78,7 +78,7 @@ typedef struct DirtySnapshot {
 typedef struct Piece {
     ImageFile *file;            /* or NULL */
     uint32_t first, nr;         /* of pages */
-    uint64_t used;              /* references to all of them; one by its image */
+    uint64_t used;              /* references to them; one by the image */
 } Piece;
 
 typedef struct DirtyStore {

@@ -24,7 +24,8 @@ typedef struct SavedBlock {
     unsigned long *bitmap;      /* of a file: by page, is it there? or NULL */
 } SavedBlock;
 
-/** ImageFile: a file, of another process perhaps, that an image is mapped from
+/**
+ * ImageFile: a file, of another process perhaps, that an image is mapped from
  *
  * Counted by g_rc_box_acquire(), to be released by image_file_unref().
  */

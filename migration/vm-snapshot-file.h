@@ -59,8 +59,11 @@ SnapshotExportDisks *snapshot_export_disks_begin(const VMSnapshotDisks *disks,
 /** snapshot_export_disks_bytes: for the job's progress */
 uint64_t snapshot_export_disks_bytes(const SnapshotExportDisks *e);
 
-/** snapshot_export_disks_write: returns 0, or -errno and, but for a
- *  cancellation, with @errp set */
+/**
+ * snapshot_export_disks_write: returns 0, or -errno
+ *
+ * With @errp set, but not if the job was cancelled.
+ */
 int coroutine_fn snapshot_export_disks_write(SnapshotExportDisks *e,
                                              Error **errp);
 

@@ -96,7 +96,8 @@ static char *read_description(SnapshotImport *im, Error **errp)
         return NULL;
     }
     text = g_malloc(length + 1);
-    if (!snapshot_import_read(im, text, length, be64_to_cpu(footer.offset), errp)) {
+    if (!snapshot_import_read(im, text, length, be64_to_cpu(footer.offset),
+                              errp)) {
         return NULL;
     }
     text[length] = 0;
@@ -335,8 +336,9 @@ static DeviceStateImage *read_devices(SnapshotImport *im, Error **errp)
     return qemu_device_state_open(sections, errp);
 }
 
-static bool check_block_sums(const SnapshotImport *im, const RAMSnapshotFileBlock *b,
-                             uint64_t *offset, Error **errp)
+static bool check_block_sums(const SnapshotImport *im,
+                             const RAMSnapshotFileBlock *b, uint64_t *offset,
+                             Error **errp)
 {
     const size_t size = qemu_target_page_size();
     g_autofree uint8_t *buf = g_malloc(SNAPSHOT_FILE_SUM_BYTES);
@@ -346,7 +348,8 @@ static bool check_block_sums(const SnapshotImport *im, const RAMSnapshotFileBloc
         size_t n = MIN(SNAPSHOT_FILE_SUM_BYTES, b->length - at);
         uint32_t crc = 0, expected;
 
-        if (!snapshot_import_read(im, &expected, sizeof(expected), *offset, errp) ||
+        if (!snapshot_import_read(im, &expected, sizeof(expected), *offset,
+                                  errp) ||
             !snapshot_import_read(im, buf, n, b->pages + at, errp)) {
             return false;
         }

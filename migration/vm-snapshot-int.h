@@ -210,7 +210,7 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
 
 /* vm-snapshot-export.c: write a slot to a file */
 
-/** vm_snapshot_export_start: as vm_snapshot_export(), of a slot that is there */
+/** vm_snapshot_export_start: as vm_snapshot_export(); the slot is there */
 struct Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id,
                                      int flags, unsigned slot,
                                      const char *file, uint64_t speed,
