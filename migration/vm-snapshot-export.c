@@ -82,6 +82,7 @@ typedef struct ExportJob {
     uint64_t pages_end;         /* of the last block, in the file */
     RateLimit limit;
     bool limited;
+    bool finishing;             /* the file may be replaced at any time */
     char *file;
     char *tmp;                  /* to be renamed to @file; NULL: an fdset */
     int fd;
@@ -423,7 +424,17 @@ static int coroutine_fn write_file(ExportJob *job, Error **errp)
         job->description->disks = snapshot_export_disks_describe(job->disks,
                                                                  errp);
     }
-    return *errp ? -EIO : ret ?: thread_pool_submit_co(finish_file, job);
+    if (*errp || ret) {
+        return ret ?: -EIO;
+    }
+    job->finishing = true;
+    return thread_pool_submit_co(finish_file, job);
+}
+
+/* Returns: whether there will be no file */
+static bool export_cancel(Job *common, bool force)
+{
+    return !container_of(common, ExportJob, common)->finishing;
 }
 
 static int coroutine_fn export_run(Job *common, Error **errp)
@@ -490,6 +501,7 @@ static const JobDriver export_driver = {
     .instance_size = sizeof(ExportJob),
     .job_type      = JOB_TYPE_SNAPSHOT_DEVICE_EXPORT,
     .run           = export_run,
+    .cancel        = export_cancel,
     .clean         = export_clean,
 };
 

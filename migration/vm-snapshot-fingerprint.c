@@ -10,6 +10,7 @@
 #include "hw/boards.h"
 #include "hw/core/cpu.h"
 #include "hw/qdev-core.h"
+#include "hw/qdev-properties-system.h"
 #include "hw/qdev-properties.h"
 #include "qemu/accel.h"
 #include "vm-snapshot-int.h"
@@ -70,7 +71,7 @@ static void add_device_properties(GPtrArray *lines, Object *obj,
         for (unsigned i = 0; i < dc->props_count_; i++) {
             const Property *p = &dc->props_[i];
 
-            if (is_compared(p->info->type)) {
+            if (is_compared(p->info->type) || p->info == &qdev_prop_pci_devfn) {
                 add_property(lines, obj, path, p->name);
             }
         }
