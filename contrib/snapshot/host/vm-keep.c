@@ -483,17 +483,22 @@ static int export_with(struct vm_monitor *m, const char *file)
     return ret > 0 ? 0 : ret;
 }
 
-/* What those leave that are killed while they write, QEMU and its user */
-static void remove_unfinished(const struct snapshot_vm *vm)
+/*
+ * Files that are being written, or are left by those that were killed while
+ * they wrote: QEMU, and its user
+ *
+ * Returns: how many there are
+ */
+static size_t find_unfinished(const struct snapshot_vm *vm, bool remove)
 {
     char *escaped = malloc(2 * strlen(vm->keep) + sizeof(".new.*"));
     const char *p = vm->keep;
     char *to = escaped;
     glob_t found;
-    size_t i;
+    size_t i, n = 0;
 
     if (!escaped) {
-        return;
+        return 0;
     }
     for (; *p; *to++ = *p++) {
         if (strchr("*?[\\", *p)) {
@@ -502,12 +507,14 @@ static void remove_unfinished(const struct snapshot_vm *vm)
     }
     strcpy(to, ".new.*");
     if (!glob(escaped, GLOB_NOSORT, NULL, &found)) {
-        for (i = 0; i < found.gl_pathc; i++) {
+        n = found.gl_pathc;
+        for (i = 0; i < n && remove; i++) {
             unlink(found.gl_pathv[i]);
         }
         globfree(&found);
     }
     free(escaped);
+    return n;
 }
 
 static int export_to(struct snapshot_vm *vm, const char *file)
@@ -529,13 +536,19 @@ static int write_kept(struct snapshot_vm *vm, int fd, const char *text)
     struct stat st;
     int n, ret;
 
-    remove_unfinished(vm);
+    find_unfinished(vm, true);
     /* A name of its own: who was killed may have a job that goes on. */
     if (ftruncate(fd, 0) < 0 ||
         asprintf(&file, "%s.new.%d", vm->keep, (int)getpid()) < 0) {
         return vm_fail_system("cannot write", vm->keep);
     }
     ret = export_to(vm, file);
+    if (!ret && find_unfinished(vm, false) > 1) {
+        /* What it holds is in images beside it, which no -drive names. */
+        ret = vm_fail(SNAPSHOT_VM_E_SYSTEM, "the guest has written to a disk "
+                      "while it booted");
+        find_unfinished(vm, true);
+    }
     if (ret) {
         free(file);
         return ret;
