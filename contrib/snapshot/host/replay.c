@@ -23,8 +23,8 @@
 #include <unistd.h>
 
 #include "replay.h"
+#include "vm-internal.h"
 
-#define ANSWER_S        10      /* the monitor's, at most */
 #define CONSOLE_SIZE    (64 * 1024)
 #define CONSOLE_MS      300     /* until the daemon has read what is written */
 
@@ -36,32 +36,9 @@
 /* The answer to a command that has nothing to say */
 #define SILENT          "{\"return\": \"\"}"
 
-struct monitor {
-    int fd;
-    FILE *in;
-    char *line;                 /* the last answer */
-    size_t size;
-};
-
 static struct snapshot_vm *running;
-static char error[1024];
 
-const char *replay_error(void)
-{
-    return *error ? error : snapshot_vm_error();
-}
 
-static int fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-static int fail(const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    vsnprintf(error, sizeof(error), format, ap);
-    va_end(ap);
-    return -SNAPSHOT_VM_E_SYSTEM;
-}
 
 static void sleep_ms(unsigned ms)
 {
@@ -72,111 +49,52 @@ static void sleep_ms(unsigned ms)
 
 /* ------------------------------------------------------------------ monitor */
 
-/* The next answer.  What begins with anything else is news. */
-static int answer(struct monitor *m)
-{
-    while (getline(&m->line, &m->size, m->in) > 0) {
-        if (!strncmp(m->line, "{\"return\"", 9)) {
-            return 0;
-        }
-        if (!strncmp(m->line, "{\"error\"", 8)) {
-            return fail("QEMU's monitor: %s", m->line);
-        }
-    }
-    return fail("QEMU's monitor does not answer; has another program connected "
-                "to it?");
-}
-
-/* Execute @command, with @text, which is quoted, as its only argument. */
-static int execute(struct monitor *m, const char *command, const char *name,
-                   const char *text)
-{
-    char buf[2048];
-    size_t n;
-
-    n = snprintf(buf, sizeof(buf), "{\"execute\": \"%s\"", command);
-    if (name) {
-        n += snprintf(buf + n, sizeof(buf) - n, ", \"arguments\": {\"%s\": \"",
-                      name);
-        for (; *text && n < sizeof(buf) - 8; text++) {
-            if (*text == '"' || *text == '\\') {
-                buf[n++] = '\\';
-            }
-            buf[n++] = *text;
-        }
-        n += snprintf(buf + n, sizeof(buf) - n, "\"}");
-    }
-    n += snprintf(buf + n, sizeof(buf) - n, "}\n");
-    if (send(m->fd, buf, n, MSG_NOSIGNAL) != (ssize_t)n) {
-        return fail("QEMU's monitor: %s", strerror(errno));
-    }
-    return answer(m);
-}
-
 /* A command of the monitor for people, whose answer has @expected in it */
-static int tell(struct monitor *m, const char *expected, const char *format,
+static int tell(struct vm_monitor *m, const char *expected, const char *format,
                 ...) __attribute__((format(printf, 3, 4)));
 
-static int tell(struct monitor *m, const char *expected, const char *format,
+static int tell(struct vm_monitor *m, const char *expected, const char *format,
                 ...)
 {
-    char command[1024];
+    char *command = NULL, *quoted, *arguments = NULL;
     va_list ap;
-    int ret;
+    int n, ret;
 
     va_start(ap, format);
-    vsnprintf(command, sizeof(command), format, ap);
+    n = vasprintf(&command, format, ap);
     va_end(ap);
-    ret = execute(m, "human-monitor-command", "command-line", command);
-    if (!ret && !strstr(m->line, expected)) {
-        return fail("QEMU: %s: %s", command, m->line);
+    quoted = n < 0 ? NULL : vm_monitor_quote(command);
+    if (!quoted || asprintf(&arguments, "\"command-line\": %s", quoted) < 0) {
+        ret = vm_fail_system("cannot execute", format);
+    } else {
+        ret = vm_monitor_execute(m, "human-monitor-command", arguments);
+        if (!ret && !strstr(m->line, expected)) {
+            ret = vm_fail(SNAPSHOT_VM_E_SYSTEM, "QEMU: %s: %s", command,
+                          m->line);
+        }
+        free(arguments);
+    }
+    free(quoted);
+    if (n >= 0) {
+        free(command);
     }
     return ret;
 }
 
-static int monitor_open(struct monitor *m, const char *directory)
-{
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    struct timeval limit = { .tv_sec = ANSWER_S };
-
-    if ((size_t)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/qmp",
-                         directory) >= sizeof(addr.sun_path)) {
-        return fail("%s/qmp is too long for a socket", directory);
-    }
-    m->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (m->fd < 0 ||
-        setsockopt(m->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) ||
-        connect(m->fd, (struct sockaddr *)&addr, sizeof(addr))) {
-        return fail("%s: %s", addr.sun_path, strerror(errno));
-    }
-    m->in = fdopen(m->fd, "r");
-    return m->in ? execute(m, "qmp_capabilities", NULL, NULL)
-                 : fail("%s: %s", addr.sun_path, strerror(errno));
-}
-
-static void monitor_close(struct monitor *m)
-{
-    if (m->in) {
-        fclose(m->in);
-    } else if (m->fd >= 0) {
-        close(m->fd);
-    }
-    free(m->line);
-}
-
 /* Wait until the machine is stopped before the first instruction. */
-static int wait_stopped(struct monitor *m)
+static int wait_stopped(struct vm_monitor *m)
 {
     int ms, ret;
 
-    for (ms = 0; ms < ANSWER_S * 1000; ms += 10) {
-        ret = execute(m, "query-status", NULL, NULL);
+    for (ms = 0; ms < WAIT_MONITOR; ms += 10) {
+        ret = vm_monitor_execute(m, "query-status", NULL);
         if (ret || strstr(m->line, "\"running\": false")) {
             return ret;
         }
         sleep_ms(10);
     }
-    return fail("the machine does not stop at the begin of the run");
+    return vm_fail(SNAPSHOT_VM_E_SYSTEM, "the machine does not stop at the "
+                   "begin of the run");
 }
 
 /* ---------------------------------------------------------------------- run */
@@ -187,12 +105,12 @@ static void interrupted(int signal)
     snapshot_vm_cancel(running);
 }
 
-static int stop_gdb(struct monitor *m)
+static int stop_gdb(struct vm_monitor *m)
 {
     return tell(m, "Disabled", "gdbserver none");
 }
 
-static int start_gdb(struct monitor *m, const char *directory)
+static int start_gdb(struct vm_monitor *m, const char *directory)
 {
     char pc[32] = "its first instruction";
     char *p;
@@ -228,7 +146,7 @@ static int write_log(struct snapshot_vm *vm, const char *file, uint64_t from,
     FILE *f = fopen(file, "we");
 
     if (!f) {
-        return fail("%s: %s", file, strerror(errno));
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "%s: %s", file, strerror(errno));
     }
     sleep_ms(CONSOLE_MS);
     fprintf(f, "result: %s\ncause: %s\nhost: %llu ns\nguest: %llu ns\n"
@@ -239,14 +157,14 @@ static int write_log(struct snapshot_vm *vm, const char *file, uint64_t from,
     fwrite(text, 1, snapshot_vm_console_since(snapshot_vm_directory(vm), &from,
                                               text, sizeof(text)), f);
     if (fclose(f)) {
-        return fail("%s: %s", file, strerror(errno));
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "%s: %s", file, strerror(errno));
     }
     printf("%s has what the guest said\n", file);
     return 0;
 }
 
 /* QEMU has a directory of its own, and a monitor that reads some characters. */
-static int trace_to(struct monitor *m, const char *file)
+static int trace_to(struct vm_monitor *m, const char *file)
 {
     char *directory = *file == '/' ? strdup("") : getcwd(NULL, 0);
     int ret;
@@ -254,14 +172,15 @@ static int trace_to(struct monitor *m, const char *file)
     if (!directory || strpbrk(directory, "\"\\%\n") ||
         strpbrk(file, "\"\\%\n")) {
         free(directory);
-        return fail("%s: QEMU cannot write to a file of such a name", file);
+        return vm_fail(SNAPSHOT_VM_E_SYSTEM, "%s: QEMU cannot write to a file "
+                       "of such a name", file);
     }
     ret = tell(m, SILENT, "logfile \"%s/%s\"", directory, file);
     free(directory);
     return ret ? ret : tell(m, SILENT, "log " TRACED);
 }
 
-static int begin(struct snapshot_vm *vm, struct monitor *m,
+static int begin(struct snapshot_vm *vm, struct vm_monitor *m,
                  enum replay_how how, const char *file)
 {
     int ret = wait_stopped(m);
@@ -273,13 +192,13 @@ static int begin(struct snapshot_vm *vm, struct monitor *m,
         return start_gdb(m, snapshot_vm_directory(vm));
     }
     ret = trace_to(m, file);
-    return ret ? ret : execute(m, "cont", NULL, NULL);
+    return ret ? ret : vm_monitor_execute(m, "cont", NULL);
 }
 
 /* A debugger may have stopped the machine, or the run's begin has. */
-static int end(struct monitor *m, enum replay_how how)
+static int end(struct vm_monitor *m, enum replay_how how)
 {
-    int ret = execute(m, "cont", NULL, NULL);
+    int ret = vm_monitor_execute(m, "cont", NULL);
 
     if (ret) {
         return ret;
@@ -296,25 +215,24 @@ int replay(struct snapshot_vm *vm, size_t length, enum replay_how how,
            const char *file, struct snapshot_vm_result *result)
 {
     struct sigaction act = { .sa_handler = interrupted }, old;
-    struct monitor m = { .fd = -1 };
+    struct vm_monitor m = { .fd = -1 };
     struct snapshot_vm_limits limits;
     uint64_t from = 0;
     int ret = 0, ended;
 
-    *error = 0;
     snapshot_vm_console_since(snapshot_vm_directory(vm), &from, NULL, 0);
     snapshot_vm_limits(vm, &limits);
     if (how != REPLAY_LOG) {
         /* A person takes time, and so does a log; Ctrl-C is there. */
         limits.host_ns = 0;
         limits.flags = SNAPSHOT_RUN_STOPPED;
-        ret = monitor_open(&m, snapshot_vm_directory(vm));
+        ret = vm_monitor_open(&m, snapshot_vm_directory(vm));
     }
     if (!ret) {
         ret = snapshot_vm_begin(vm, length, &limits);
     }
     if (ret) {
-        monitor_close(&m);
+        vm_monitor_close(&m);
         return ret;
     }
     running = vm;
@@ -329,11 +247,11 @@ int replay(struct snapshot_vm *vm, size_t length, enum replay_how how,
     sigaction(SIGINT, &old, NULL);
     if (ret) {
         /* Why it did not begin is what matters. */
-        char why[sizeof(error)];
+        char *why = strdup(snapshot_vm_error());
 
-        memcpy(why, error, sizeof(why));
         end(&m, how);
-        memcpy(error, why, sizeof(why));
+        vm_fail(-ret, "%s", why ? why : "out of memory");
+        free(why);
     } else if (how == REPLAY_LOG) {
         ret = ended < 0 ? 0 : write_log(vm, file, from, result);
     } else {
@@ -342,6 +260,6 @@ int replay(struct snapshot_vm *vm, size_t length, enum replay_how how,
             printf("%s has each block of code that was executed\n", file);
         }
     }
-    monitor_close(&m);
+    vm_monitor_close(&m);
     return ret ? ret : ended;
 }

@@ -22,12 +22,9 @@ enum replay_how {
  *
  * SIGINT ends the run.  What it prints is for a person.
  *
- * Returns: as snapshot_vm_run()
+ * Returns: as snapshot_vm_run(); snapshot_vm_error() says why it failed
  */
 int replay(struct snapshot_vm *vm, size_t length, enum replay_how how,
            const char *file, struct snapshot_vm_result *result);
-
-/** replay_error: why replay() returned a negative number */
-const char *replay_error(void);
 
 #endif /* CONTRIB_SNAPSHOT_REPLAY_H */

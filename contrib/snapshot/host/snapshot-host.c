@@ -202,16 +202,44 @@ static int take_any(struct snapshot_vm *vm, const char *base)
                    INSTANCES);
 }
 
-static int start_anew(struct snapshot_vm *vm)
+static int start_from(struct snapshot_vm *vm, int file)
 {
     int ret;
 
     vm_disconnect(vm);
     ret = vm_end_daemon(vm->directory, vm->state);
     if (ret >= 0) {
-        ret = vm_start(vm);
+        ret = vm_start(vm, file);
     }
     return ret < 0 ? ret : vm_attach(vm);
+}
+
+static int start_anew(struct snapshot_vm *vm)
+{
+    const uint64_t keep = vm_keep_hash(vm);
+    int file = vm_keep_open(vm), ret;
+    uint64_t before;
+
+    if (file >= 0) {
+        vm->loads = true;
+        ret = start_from(vm, file);
+        vm->loads = false;
+        close(file);
+        vm->began = SNAPSHOT_VM_LOADED;
+        if (!ret) {
+            return 0;
+        }
+        vm_keep_refused(vm);
+    }
+    before = vm_now_ms();
+    ret = start_from(vm, -1);
+    vm->began = SNAPSHOT_VM_BOOTED;
+    if (!ret) {
+        vm->boot_ms = vm->state->boot_ms = vm_now_ms() - before;
+        vm->state->keep = keep;
+        vm_keep_save(vm);
+    }
+    return ret;
 }
 
 static int open_vm(struct snapshot_vm *vm, const char *path, int instance,
@@ -234,11 +262,17 @@ static int open_vm(struct snapshot_vm *vm, const char *path, int instance,
         return vm_fail(SNAPSHOT_VM_E_BUSY, "instance %d of %s is in use by "
                        "process %d", instance, path, (int)status.user);
     }
+    if (!ret) {
+        ret = vm_keep_name(vm);
+    }
     if (ret) {
         return ret;
     }
     if (usable(vm) && !(flags & SNAPSHOT_VM_FRESH)) {
         ret = vm_attach(vm);
+        if (!ret) {
+            vm_keep_save(vm);
+        }
         /* One that has ended meanwhile is like one that did not run. */
         if (ret != -SNAPSHOT_VM_E_START) {
             return ret;
@@ -288,6 +322,7 @@ void snapshot_vm_close(struct snapshot_vm *vm)
     vm_disconnect(vm);
     leave(vm);
     vm_description_free(&vm->d);
+    free(vm->keep);
     memset(vm, 0, sizeof(*vm));
     i = __atomic_fetch_add(&n, 1, __ATOMIC_RELAXED) % CLOSED_KEPT;
     free(__atomic_exchange_n(&closed[i], vm, __ATOMIC_ACQ_REL));
@@ -372,6 +407,16 @@ int snapshot_vm_instance(const struct snapshot_vm *vm)
 const char *snapshot_vm_directory(const struct snapshot_vm *vm)
 {
     return vm_check(vm) ? NULL : vm->directory;
+}
+
+int snapshot_vm_began(const struct snapshot_vm *vm, const char **file,
+                      uint64_t *boot_ms)
+{
+    int ret = vm_check(vm);
+
+    *file = ret ? NULL : vm->keep;
+    *boot_ms = ret ? 0 : vm->boot_ms;
+    return ret ? ret : vm->began;
 }
 
 size_t snapshot_vm_console(const char *directory, int qemu, char *buf,

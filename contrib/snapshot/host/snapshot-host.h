@@ -61,6 +61,12 @@
 #define SNAPSHOT_VM_ATTACH          1   /* fail if none runs */
 #define SNAPSHOT_VM_FRESH           2   /* end the one that runs first */
 
+/* How snapshot_vm_open() has got a machine */
+#define SNAPSHOT_VM_RAN             0   /* it ran already */
+#define SNAPSHOT_VM_BOOTED          1   /* it was started */
+#define SNAPSHOT_VM_KEPT            2   /* and is in its file, for the next */
+#define SNAPSHOT_VM_LOADED          3   /* it began from that file */
+
 #define SNAPSHOT_VM_INSTANCES       1024 /* of a description, at most */
 
 struct snapshot_vm;
@@ -104,7 +110,8 @@ const char *snapshot_vm_error(void);
  * snapshot_vm_on_wait: have somebody told what takes long
  * @tell: is called when a guest has not been READY for 5 s, and every 30 s
  *        from then on, with what is waited for and the last lines of its
- *        console; NULL: nobody is told
+ *        console; and with the reason why a machine with a file ("keep =")
+ *        boots, or is not written to it; NULL: nobody is told
  *
  * For all machines of the program.
  */
@@ -122,6 +129,9 @@ int snapshot_vm_error_code(void);
  *
  * Returns when the guest is READY.  A machine that runs, but was started with
  * another content of @description, is ended and started anew.
+ *
+ * With "keep = FILE" in the description, the first start boots, and writes the
+ * machine to FILE; from then on, all begin from that.
  *
  * QEMU's threads get the CPUs that the caller may run on, unless the
  * description says otherwise (affinity=).
@@ -169,6 +179,18 @@ int snapshot_vm_instance(const struct snapshot_vm *vm);
 
 /** snapshot_vm_directory: with its sockets; NULL if it was closed */
 const char *snapshot_vm_directory(const struct snapshot_vm *vm);
+
+/**
+ * snapshot_vm_began: how the last open or restart has got the machine
+ * @file: gets the one that it is kept in, valid until the machine is closed;
+ *        or NULL, without "keep ="
+ * @boot_ms: gets the time that its boot took, before _BOOTED, _KEPT or _LOADED;
+ *           else 0
+ *
+ * Returns: SNAPSHOT_VM_RAN, ...; or a negative SNAPSHOT_VM_E_*
+ */
+int snapshot_vm_began(const struct snapshot_vm *vm, const char **file,
+                      uint64_t *boot_ms);
 
 /** snapshot_vm_limits: those of the description */
 void snapshot_vm_limits(const struct snapshot_vm *vm,

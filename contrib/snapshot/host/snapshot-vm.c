@@ -5,12 +5,16 @@
  * Licensed under the MIT licence, that a program of any licence may use it.
  */
 
+#define _GNU_SOURCE
 #include <errno.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "replay.h"
 #include "snapshot-host.h"
@@ -19,6 +23,7 @@
 
 static const char usage[] =
 "snapshot-vm start VM [N]        start instance N, or attach to it\n"
+"snapshot-vm start VM -n N       start instances 0 to N - 1, on all CPUs\n"
 "snapshot-vm status VM           which instances run, and who has them\n"
 "snapshot-vm run VM FILE...      run inputs, tell how each one ended\n"
 "snapshot-vm replay VM FILE      run one for gdb, stopped at its begin; or with\n"
@@ -63,18 +68,79 @@ static int start(const char *path, int instance)
 {
     double before = seconds();
     struct snapshot_vm *vm = snapshot_vm_open(path, instance, 0);
+    char how[4200] = "";
+    const char *file;
+    uint64_t boot_ms;
     size_t size;
+    int began;
 
     if (!vm) {
         return complain(path);
     }
+    began = snapshot_vm_began(vm, &file, &boot_ms);
+    if (file && began == SNAPSHOT_VM_LOADED) {
+        snprintf(how, sizeof(how), ", from %s (its boot took %.1f s)", file,
+                 boot_ms / 1e3);
+    } else if (file && began == SNAPSHOT_VM_KEPT) {
+        snprintf(how, sizeof(how), ", booted, and kept in %s", file);
+    } else if (file && began == SNAPSHOT_VM_BOOTED) {
+        snprintf(how, sizeof(how), ", booted");
+    }
     snapshot_vm_input(vm, &size);
-    printf("instance %d is READY after %.1f s: inputs up to %zu bytes, "
+    printf("instance %d is READY after %.1f s%s: inputs up to %zu bytes, "
            "coverage of %zu; %s\n", snapshot_vm_instance(vm),
-           seconds() - before, size, snapshot_vm_coverage_size(vm),
+           seconds() - before, how, size, snapshot_vm_coverage_size(vm),
            snapshot_vm_directory(vm));
     snapshot_vm_close(vm);
     return 0;
+}
+
+/* The instances that a CPU gets, by turns.  Returns: 1 if one fails */
+static int start_on(const char *path, int cpu, int from, int step, int n)
+{
+    cpu_set_t cpus;
+    int i, bad = 0;
+
+    CPU_ZERO(&cpus);
+    CPU_SET(cpu, &cpus);
+    sched_setaffinity(0, sizeof(cpus), &cpus);
+    for (i = from; i < n; i += step) {
+        bad |= start(path, i);
+    }
+    return bad;
+}
+
+/* Instances 0 to @n - 1, on all CPUs at once */
+static int start_many(const char *path, int n)
+{
+    double before = seconds();
+    int cpu, i = 0, status, bad;
+    cpu_set_t cpus;
+    int step;
+
+    /* Each line at once, so that those of several processes do not mix */
+    setlinebuf(stdout);
+    /* If there is a file to be written, it does that, and the others wait. */
+    bad = start(path, 0);
+    if (bad || sched_getaffinity(0, sizeof(cpus), &cpus)) {
+        return bad ? bad : (perror("snapshot-vm"), 1);
+    }
+    step = CPU_COUNT(&cpus);
+    for (cpu = 0; cpu < CPU_SETSIZE && i < n; cpu++) {
+        pid_t child = CPU_ISSET(cpu, &cpus) && i < step ? fork() : 1;
+
+        if (!child) {
+            _exit(start_on(path, cpu, i ? i : step, step, n));
+        }
+        bad |= child < 0;
+        i += CPU_ISSET(cpu, &cpus);
+    }
+    while (wait(&status) > 0) {
+        bad |= status != 0;
+    }
+    printf("%d instances%s after %.1f s\n", n, bad ? ", of which some failed,"
+           : " are READY", seconds() - before);
+    return bad;
 }
 
 static int status(const char *path)
@@ -205,8 +271,7 @@ static int replay_file(struct snapshot_vm *vm, char **args, int n)
         return 1;
     }
     if (replay(vm, length, how, n > 2 ? args[2] : NULL, &r) < 0) {
-        fprintf(stderr, "snapshot-vm: %s: %s\n", args[0], replay_error());
-        return 1;
+        return complain(args[0]);
     }
     tell_result(args[0], &r);
     return 0;
@@ -349,6 +414,15 @@ int main(int argc, char **argv)
         return 2;
     }
     snapshot_vm_on_wait(tell);
+    if (!strcmp(command, "start") && argc == 5 && !strcmp(argv[3], "-n")) {
+        if (!number(argv[4], 1, SNAPSHOT_VM_INSTANCES, &instance) ||
+            instance != (int)instance) {
+            fprintf(stderr, "snapshot-vm: \"%s\" is no number of instances: "
+                    "they are 1 to %d\n", argv[4], SNAPSHOT_VM_INSTANCES);
+            return 2;
+        }
+        return start_many(argv[2], instance);
+    }
     if (!strcmp(command, "start") && argc < 5) {
         return start(argv[2], instance);
     }

@@ -20,7 +20,11 @@ OK, CRASH, SANITIZER, HANG, STOP, INVALID = range(6)
 (E_SYSTEM, E_DESCRIPTION, E_BUSY, E_ABSENT, E_START, E_NOT_READY, E_PROTOCOL,
  E_DIED, E_STUCK, E_ENDED, E_LENGTH, E_USE) = range(1, 13)
 ATTACH, FRESH = 1, 2
+RAN, BOOTED, KEPT, LOADED = range(4)
 RUN_STOPPED = 1
+
+
+TELL = c.CFUNCTYPE(None, c.c_char_p)
 
 
 class Limits(c.Structure):
@@ -55,6 +59,9 @@ def _library():
             ('stop', c.c_int, c.c_char_p, c.c_int),
             ('status', c.c_int, c.c_char_p, c.c_int, c.POINTER(Status)),
             ('instance', c.c_int, pointer),
+            ('began', c.c_int, pointer, c.POINTER(c.c_char_p),
+             c.POINTER(c.c_uint64)),
+            ('on_wait', None, TELL),
             ('directory', c.c_char_p, pointer),
             ('limits', None, pointer, c.POINTER(Limits)),
             ('input', pointer, pointer, c.POINTER(size)),
@@ -141,6 +148,12 @@ class Machine:
         return _check(_lib.snapshot_vm_instance(self._vm))
 
     @property
+    def began(self):
+        """RAN, BOOTED, KEPT or LOADED"""
+        return _check(_lib.snapshot_vm_began(
+            self._vm, c.byref(c.c_char_p()), c.byref(c.c_uint64())))
+
+    @property
     def directory(self):
         directory = _lib.snapshot_vm_directory(self._vm)
         if directory is None:
@@ -185,6 +198,14 @@ class Machine:
     def run(self, data, limits=None):
         self.begin(data, limits)
         return self.end()
+
+
+def on_wait(tell):
+    """Have tell(text) called with what takes long, or makes a machine boot."""
+    global _tell            # it must stay as long as the library has it
+    callback = TELL(lambda text: tell(text.decode(errors='replace')))
+    _lib.snapshot_vm_on_wait(callback)
+    _tell = callback
 
 
 def stop(description, instance=-1):

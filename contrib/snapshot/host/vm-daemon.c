@@ -30,6 +30,13 @@
 
 #include "vm-internal.h"
 
+/* The daemon's lock and, for QEMU, the file it begins from */
+#define LOCK_FD         3
+#define LOAD_FD         4
+#define LOAD_SET        1048575     /* no number of the user's own -add-fd */
+#define TEXT_OF(x)      TEXT_OF_(x)
+#define TEXT_OF_(x)     #x
+
 static void ring_write(struct ring *r, const char *data, size_t len)
 {
     uint64_t at = r->written;
@@ -128,7 +135,8 @@ static void become_qemu(const struct snapshot_vm *vm, char **argv,
     slash = strrchr(vm->d.path, '/');
     *slash = 0;
     if (!chdir(*vm->d.path ? vm->d.path : "/")) {
-        close_from(3);
+        close(LOCK_FD);
+        close_from(LOAD_FD + 1);
         execvp(argv[0], argv);
     }
     dprintf(2, "cannot start %s: %s\n", argv[0], strerror(errno));
@@ -237,7 +245,8 @@ static void watch(struct watch *w)
  * A process of its own, made by fork() alone: no program has to be found, and
  * only functions are called that may be in a child of a program with threads.
  */
-static void become_daemon(struct snapshot_vm *vm, char **argv, int lock)
+static void become_daemon(struct snapshot_vm *vm, char **argv, int lock,
+                          int file)
 {
     struct watch w = { .vm = vm, .used_at = vm_now_ms() };
     cpu_set_t cpus = all_cpus();
@@ -249,15 +258,21 @@ static void become_daemon(struct snapshot_vm *vm, char **argv, int lock)
     setsid();
     umask(077);
     prctl(PR_SET_NAME, "snapshot-vmd");
-    if (lock != 3) {
-        dup2(lock, 3);
+    /* Neither may be in the other's place. */
+    lock = fcntl(lock, F_DUPFD_CLOEXEC, LOAD_FD + 1);
+    file = file < 0 ? -1 : fcntl(file, F_DUPFD_CLOEXEC, LOAD_FD + 1);
+    dup2(lock, LOCK_FD);
+    if (file >= 0) {
+        dup2(file, LOAD_FD);
+    } else {
+        close(LOAD_FD);
     }
-    close_from(4);
+    close_from(LOAD_FD + 1);
     null = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (i = 0; i < 3; i++) {
         dup2(null, i);
     }
-    fcntl(3, F_SETFD, FD_CLOEXEC);
+    fcntl(LOCK_FD, F_SETFD, FD_CLOEXEC);
     for (i = 1; i < NSIG; i++) {
         signal(i, SIG_DFL);
     }
@@ -273,6 +288,9 @@ static void become_daemon(struct snapshot_vm *vm, char **argv, int lock)
     w.qemu = fork();
     if (!w.qemu) {
         become_qemu(vm, argv, daemon, out[1], err[1]);
+    }
+    if (file >= 0) {
+        close(LOAD_FD);
     }
     if (w.qemu < 0 || chdir("/") < 0) {
         _exit(1);
@@ -391,7 +409,7 @@ static char *escape(const char *value)
 }
 
 /* ${instance} and ${directory} in an argument */
-static char *expand(const struct snapshot_vm *vm, const char *arg)
+char *vm_expand(const struct snapshot_vm *vm, const char *arg)
 {
     static const char instance[] = "${instance}", directory[] = "${directory}";
     char *escaped = escape(vm->directory);
@@ -447,7 +465,7 @@ static char *format(const char *f, ...)
 }
 
 /* QEMU's command line.  Returns: NULL without memory */
-static char **arguments(const struct snapshot_vm *vm)
+static char **arguments(const struct snapshot_vm *vm, bool load)
 {
     const struct description *d = &vm->d;
     char **argv = calloc(d->n_args + 32, sizeof(*argv));
@@ -490,12 +508,17 @@ static char **arguments(const struct snapshot_vm *vm)
                            "memdev=snapshot-map%s", d->tcg);
     }
     for (i = 0; i < d->n_args; i++) {
-        argv[n++] = expand(vm, d->args[i]);
+        argv[n++] = vm_expand(vm, d->args[i]);
+    }
+    if (load) {
+        argv[n++] = strdup("-add-fd");
+        argv[n++] = format("fd=%d,set=%d,opaque=keep", LOAD_FD, LOAD_SET);
     }
     argv[n++] = strdup("-device");
     argv[n++] = format("snapshot,channel=snapshot-channel,"
-                       "control=snapshot-control%s%s", more,
-                       d->device ? d->device : "");
+                       "control=snapshot-control%s%s%s", more,
+                       d->device ? d->device : "",
+                       load ? ",load=/dev/fdset/" TEXT_OF(LOAD_SET) : "");
     if (d->serial) {
         argv[n++] = strdup("-serial");
         argv[n++] = strdup("chardev:console");
@@ -533,7 +556,7 @@ static int make_files(const struct snapshot_vm *vm)
     return ret;
 }
 
-int vm_start(struct snapshot_vm *vm)
+int vm_start(struct snapshot_vm *vm, int file)
 {
     struct state *state = vm->state;
     int lock, status, ret;
@@ -549,7 +572,7 @@ int vm_start(struct snapshot_vm *vm)
         close(lock);
         return ret;
     }
-    argv = arguments(vm);
+    argv = arguments(vm, file >= 0);
     if (!argv) {
         close(lock);
         return vm_fail_system("cannot start", vm->d.qemu);
@@ -559,10 +582,11 @@ int vm_start(struct snapshot_vm *vm)
     state->ended = state->status = state->stop = state->answers = 0;
     state->console.written = state->messages.written = 0;
     state->description = vm->d.hash;
+    state->keep = state->boot_ms = 0;
     child = fork();
     if (!child) {
         if (!fork()) {
-            become_daemon(vm, argv, lock);
+            become_daemon(vm, argv, lock, file);
         }
         _exit(0);
     }

@@ -111,6 +111,10 @@ static const char *parse_key(struct description *d, const char *key,
         d->device = value;
         return NULL;
     }
+    if (!strcmp(key, "keep")) {
+        d->keep = value;
+        return *value ? NULL : "a file";
+    }
     if (!strcmp(key, "coverage")) {
         if (!strncmp(value, "tcg", 3) && (!value[3] || value[3] == ',')) {
             d->tcg = value + 3;
@@ -128,7 +132,7 @@ static const char *parse_key(struct description *d, const char *key,
             "\"follow\" or \"any\"";
     }
     return "one of qemu, device, channel, coverage, map, console, boot, "
-        "timeout, guest-timeout, idle, affinity";
+        "timeout, guest-timeout, idle, affinity, keep";
 }
 
 static char *trim(char *s)
@@ -270,6 +274,10 @@ int vm_description_load(struct description *d, const char *path)
         }
     }
     d->boot_ms *= 1000;
+    if (d->keep && d->device && strstr(d->device, "load=")) {
+        return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s: a machine with \"keep "
+                       "=\" has its own \"load=\"", d->path);
+    }
     if (!d->qemu) {
         return vm_fail(SNAPSHOT_VM_E_DESCRIPTION, "%s: no \"qemu = PROGRAM\"",
                        d->path);

@@ -18,13 +18,14 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 #include "snapshot-host.h"
 
 #define VM_PATH         300             /* of a file of an instance */
 #define CLOSED_KEPT     64              /* handles */
 #define INSTANCES       SNAPSHOT_VM_INSTANCES
-#define STATE_MAGIC     0x534e5033      /* changes with struct state */
+#define STATE_MAGIC     0x534e5034      /* changes with struct state */
 #define RING_SIZE       (64 * 1024)
 #define TAIL_LINES      12              /* of a console, in an error */
 
@@ -34,6 +35,8 @@
 #define WAIT_ANSWER     5000            /* more than a run's own limit */
 #define WAIT_END        8000            /* the daemon ends */
 #define WAIT_QUIT       5000            /* QEMU ends, on SIGTERM */
+#define WAIT_MONITOR    10000           /* its answer to a command */
+#define WAIT_KEEP       120000          /* the file of a machine is written */
 #define TICK            1000
 
 /* When a program's user is told what is waited for */
@@ -59,6 +62,9 @@ struct state {
     int32_t stop;               /* the daemon shall end QEMU */
     int32_t answers;            /* QEMU has said HELLO */
     uint64_t description;       /* hash of its content */
+    uint64_t keep;              /* of what it was booted from, if the machine
+                                 * has still to be kept; 0: it has not */
+    uint64_t boot_ms;           /* what that took */
     struct ring console;
     struct ring messages;
 };
@@ -70,6 +76,7 @@ struct description {
     uint64_t hash;
     const char *qemu;
     const char *device;
+    const char *keep;           /* file of the machine; NULL: none */
     const char *tcg;            /* options of tcg-coverage; NULL: none */
     uint64_t channel;
     uint64_t coverage;          /* bytes of tcg's map */
@@ -95,6 +102,11 @@ struct snapshot_vm {
     size_t channel_size;
     unsigned char *map;         /* tcg's */
     struct snapshot_area areas[SNAPSHOT_REGIONS];
+    char *keep;                 /* path of the machine's file; NULL: none */
+    int began;                  /* SNAPSHOT_VM_RAN, ... */
+    uint64_t boot_ms;           /* what that had taken, of a file */
+    bool loads;                 /* this moment, from a file */
+    bool refused_file;          /* QEMU has */
     bool open;                  /* it was not closed */
     bool ready;
     bool moved;                 /* the input's area, since it was asked for */
@@ -182,8 +194,18 @@ void *vm_map_file(const char *directory, const char *name, size_t size,
 
 /* vm-daemon.c */
 
-/** vm_start: start a daemon, and it QEMU; returns before QEMU is there */
-int vm_start(struct snapshot_vm *vm);
+/**
+ * vm_start: start a daemon, and it QEMU; returns before QEMU is there
+ * @file: a file that QEMU begins from, which is not closed; -1: it boots
+ */
+int vm_start(struct snapshot_vm *vm, int file);
+
+/**
+ * vm_expand: put the instance's values in place of ${instance}, ${directory}
+ *
+ * Returns: memory of the caller's; NULL if there is none
+ */
+char *vm_expand(const struct snapshot_vm *vm, const char *text);
 
 /**
  * vm_end_daemon: end QEMU and its daemon
@@ -216,5 +238,63 @@ size_t vm_ring_read(const struct ring *r, char *buf, size_t size);
 /** vm_attach: connect to the device, and wait until the guest is READY */
 int vm_attach(struct snapshot_vm *vm);
 void vm_disconnect(struct snapshot_vm *vm);
+
+/* vm-monitor.c */
+
+struct vm_monitor {
+    int fd;
+    FILE *in;
+    char *line;                 /* the last answer */
+    size_t size;
+};
+
+/** vm_monitor_open: also one that was opened half must be closed */
+int vm_monitor_open(struct vm_monitor *m, const char *directory);
+void vm_monitor_close(struct vm_monitor *m);
+
+/** vm_monitor_limit: wait so long for an answer, instead of WAIT_MONITOR */
+void vm_monitor_limit(struct vm_monitor *m, unsigned ms);
+
+/**
+ * vm_monitor_execute: execute a command, whose answer is in @m->line then
+ * @arguments: members of a JSON object; NULL: none
+ */
+int vm_monitor_execute(struct vm_monitor *m, const char *command,
+                       const char *arguments);
+
+/** vm_monitor_read: the next line, such as an event, into @m->line */
+int vm_monitor_read(struct vm_monitor *m);
+
+/** vm_monitor_quote: a JSON string.  Returns: memory of the caller's, or NULL */
+char *vm_monitor_quote(const char *text);
+
+/* vm-keep.c */
+
+/** vm_keep_name: set @vm->keep; the instance must be known */
+int vm_keep_name(struct snapshot_vm *vm);
+
+/**
+ * vm_keep_open: the file that the machine is kept in, if it can begin from that
+ *
+ * If there is one, but of something else, vm_tell() gets the reason.
+ *
+ * Returns: the file; -1: it has to boot
+ */
+int vm_keep_open(struct snapshot_vm *vm);
+
+/**
+ * vm_keep_refused: tell that QEMU did not begin from it, with the last error;
+ * it will be replaced
+ */
+void vm_keep_refused(struct snapshot_vm *vm);
+
+/** vm_keep_hash: of what the machine consists of, if it is to be kept; or 0 */
+uint64_t vm_keep_hash(const struct snapshot_vm *vm);
+
+/**
+ * vm_keep_save: write the machine, which is READY, to its file, if that has to
+ * be done.  That it fails is told to vm_tell(), and nothing else comes of it.
+ */
+void vm_keep_save(struct snapshot_vm *vm);
 
 #endif /* CONTRIB_SNAPSHOT_HOST_VM_INTERNAL_H */

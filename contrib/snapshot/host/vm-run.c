@@ -220,6 +220,9 @@ static void tell_wait(const struct snapshot_vm *vm, const char *lacks,
 
 static int wait_ready(struct snapshot_vm *vm)
 {
+    /* One that begins from a file is READY at once. */
+    const uint64_t limit = vm->loads && vm->d.boot_ms > WAIT_HELLO ?
+        WAIT_HELLO : vm->d.boot_ms;
     uint64_t since = vm_now_ms(), next = 0;
     struct snapshot_message m;
 
@@ -228,12 +231,12 @@ static int wait_ready(struct snapshot_vm *vm)
 
         if (ret > 0 && le32toh(m.type) == SNAPSHOT_MSG_READY) {
             ret = set_ready(vm, &m);
-        } else if (ret >= 0 && vm_now_ms() - since > vm->d.boot_ms) {
+        } else if (ret >= 0 && vm_now_ms() - since > limit) {
             char what[200];
 
             snprintf(what, sizeof(what), "the guest did not get READY in %llu "
                      "s (\"boot =\" in %.100s)",
-                     (unsigned long long)vm->d.boot_ms / 1000, vm->d.path);
+                     (unsigned long long)limit / 1000, vm->d.path);
             return vm_fail_with_output(vm, SNAPSHOT_VM_E_NOT_READY, what);
         } else if (ret > 0) {
             ret = skip(vm, &m);
@@ -241,7 +244,7 @@ static int wait_ready(struct snapshot_vm *vm)
         if (ret < 0) {
             return give_up(vm, ret);
         }
-        tell_wait(vm, "the guest is not READY", since, vm->d.boot_ms, &next);
+        tell_wait(vm, "the guest is not READY", since, limit, &next);
     }
     return 0;
 }
