@@ -62,8 +62,7 @@ struct state {
     int32_t stop;               /* the daemon shall end QEMU */
     int32_t answers;            /* QEMU has said HELLO */
     uint64_t description;       /* hash of its content */
-    uint64_t keep;              /* of what it was booted from, if the machine
-                                 * has still to be kept; 0: it has not */
+    uint64_t keep;              /* of its parts, if it has still to be kept */
     uint64_t boot_ms;           /* what that took */
     struct ring console;
     struct ring messages;
@@ -265,7 +264,7 @@ int vm_monitor_execute(struct vm_monitor *m, const char *command,
 /** vm_monitor_read: the next line, such as an event, into @m->line */
 int vm_monitor_read(struct vm_monitor *m);
 
-/** vm_monitor_quote: a JSON string.  Returns: memory of the caller's, or NULL */
+/** vm_monitor_quote: a JSON string.  Returns: memory of the caller's; NULL */
 char *vm_monitor_quote(const char *text);
 
 /* vm-keep.c */

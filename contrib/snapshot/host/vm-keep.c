@@ -303,18 +303,21 @@ static int open_kept(struct snapshot_vm *vm, const char *text, char *why,
     char *key = key_fd < 0 ? NULL : read_key(key_fd), *id = NULL;
     unsigned long long boot_ms = 0;
     struct stat st;
-    bool good = false;
+    bool good = false, known = fd >= 0 && !fstat(fd, &st);
 
     *why = 0;
+    if (known && key) {
+        id = identity(&st);
+    }
     if (fd < 0) {
         if (errno != ENOENT) {
             snprintf(why, size, "%s", strerror(errno));
         }
-    } else if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+    } else if (!known || !S_ISREG(st.st_mode) ||
                st.st_uid != geteuid() || (st.st_mode & 022)) {
         snprintf(why, size, "it is not a file that this user alone can write "
                  "to");
-    } else if (!key || !(id = identity(&st))) {
+    } else if (!id) {
         snprintf(why, size, "%s.key does not tell what it is of", vm->keep);
     } else {
         const char *rest = key + strlen(KEY_BEGIN);
@@ -553,16 +556,18 @@ static int write_kept(struct snapshot_vm *vm, int fd, const char *text)
         free(file);
         return ret;
     }
-    if (stat(file, &st) < 0 || !(id = identity(&st)) ||
-        (n = asprintf(&key, "%s%s%llu\n%s", KEY_BEGIN, id,
-                      (unsigned long long)vm->state->boot_ms, text)) < 0 ||
-        rename(file, vm->keep) < 0 || pwrite(fd, key, n, 0) != n) {
+    id = stat(file, &st) < 0 ? NULL : identity(&st);
+    n = !id ? -1 : asprintf(&key, "%s%s%llu\n%s", KEY_BEGIN, id,
+                            (unsigned long long)vm->state->boot_ms, text);
+    if (n < 0 || rename(file, vm->keep) < 0 || pwrite(fd, key, n, 0) != n) {
         ret = vm_fail_system("cannot write", vm->keep);
         unlink(file);
     }
     free(file);
     free(id);
-    free(key);
+    if (n >= 0) {
+        free(key);
+    }
     return ret;
 }
 
