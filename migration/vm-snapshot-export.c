@@ -42,7 +42,7 @@
 /* What a task writes: neighbouring pages in one go, with a bit of O_DIRECT */
 #define STRIPE (4 * MiB)
 
-/* So many tasks at once; see the figures in docs/devel/snapshot.rst. */
+/* So many at once: while some wait for the disk, others look for zeroes. */
 #define TASKS 4
 
 /* Pages of zeroes are written where leaving them out costs more. */
@@ -109,7 +109,7 @@ static ExportBlock *nth_block(const ExportJob *job, unsigned i)
 static int write_all(int fd, struct iovec *iov, unsigned niov, uint64_t pos)
 {
     while (niov) {
-        ssize_t n = RETRY_ON_EINTR(pwritev(fd, iov, niov, pos));
+        ssize_t n = RETRY_ON_EINTR(pwritev(fd, iov, MIN(niov, IOV_MAX), pos));
 
         if (n <= 0) {
             return n ? -errno : -ENOSPC;
@@ -139,9 +139,9 @@ static int write_pages(const ExportTask *task, uint64_t pos)
 
 static void add_to_run(ExportTask *task, const uint8_t *data, size_t len)
 {
-    struct iovec *last = &task->iov[task->niov - 1];
+    struct iovec *last = task->niov ? &task->iov[task->niov - 1] : NULL;
 
-    if (task->niov && last->iov_base + last->iov_len == data) {
+    if (last && last->iov_base + last->iov_len == data) {
         last->iov_len += len;
     } else {
         task->iov[task->niov++] = (struct iovec) {
