@@ -30,10 +30,6 @@ struct SnapshotOverlayCommit {
     uint8_t *buf;               /* PIECE and parts of clusters around it */
 };
 
-/*
- * The blk's requests do not wait for the end of a drained section, which may
- * wait for the job itself, at exit.  The job does not begin one in it instead.
- */
 static void drained_begin(void *opaque)
 {
     Job *job = opaque;
@@ -52,7 +48,7 @@ static void drained_end(void *opaque)
     }
 }
 
-static const BlockDevOps dev_ops = {
+const BlockDevOps overlay_job_dev_ops = {
     .drained_begin = drained_begin,
     .drained_end = drained_end,
 };
@@ -123,7 +119,7 @@ SnapshotOverlayCommit *snapshot_overlay_commit_begin(BlockDriverState *bs,
         goto fail;
     }
     if (job) {
-        blk_set_dev_ops(c->blk, &dev_ops, job);
+        blk_set_dev_ops(c->blk, &overlay_job_dev_ops, job);
     }
     c->buf = blk_blockalign(c->blk, PIECE + 2 * CLUSTER_SIZE);
     bdrv_drained_begin(bs);

@@ -324,30 +324,6 @@ static BlockBackend *open_image(SnapshotOverlayExport *x, bool direct,
                         BDRV_O_RDWR | BDRV_O_NO_BACKING, errp);
 }
 
-static void drained_begin(void *opaque)
-{
-    Job *job = opaque;
-
-    WITH_JOB_LOCK_GUARD() {
-        job_pause_locked(job);
-    }
-}
-
-static void drained_end(void *opaque)
-{
-    Job *job = opaque;
-
-    WITH_JOB_LOCK_GUARD() {
-        job_resume_locked(job);
-    }
-}
-
-/* See snapshot-overlay-commit.c: requests do not wait, the job does. */
-static const BlockDevOps dev_ops = {
-    .drained_begin = drained_begin,
-    .drained_end = drained_end,
-};
-
 static bool block_commits(SnapshotOverlayExport *x, Error **errp)
 {
     BDRVSnapshotOverlayState *s = x->bs->opaque;
@@ -409,7 +385,7 @@ snapshot_overlay_export_begin(SnapshotOverlaySlot *slot, const char *filename,
     }
     blk_set_disable_request_queuing(x->blk, true);
     if (job) {
-        blk_set_dev_ops(x->blk, &dev_ops, job);
+        blk_set_dev_ops(x->blk, &overlay_job_dev_ops, job);
     }
     x->buf = blk_blockalign(x->blk, PIECE);
     return x;

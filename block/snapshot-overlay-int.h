@@ -9,6 +9,7 @@
 
 #include "block/block_int.h"
 #include "block/snapshot-overlay.h"
+#include "system/block-backend-global-state.h"
 
 #define CLUSTER_SIZE    4096
 #define CLUSTER_SECTORS (CLUSTER_SIZE / BDRV_SECTOR_SIZE)
@@ -245,5 +246,12 @@ int coroutine_fn GRAPH_RDLOCK
 snapshot_overlay_co_block_status(BlockDriverState *bs, bool want_zero,
                                  int64_t offset, int64_t bytes, int64_t *pnum,
                                  int64_t *map, BlockDriverState **file);
+
+/*
+ * snapshot-overlay-commit.c: for the BlockBackend of a job, the opaque.  Its
+ * requests do not wait for the end of a drained section, which may wait for
+ * the job itself, at exit.  The job does not begin one in it instead.
+ */
+extern const BlockDevOps overlay_job_dev_ops;
 
 #endif
