@@ -26,16 +26,12 @@
 #include "qemu/cutils.h"
 #include "qemu/queue.h"
 #include "qapi/error.h"
-#include "exec/cputlb.h"
 #include "exec/memory.h"
 #include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
-#include "exec/tb-flush.h"
-#include "hw/core/cpu.h"
 #include "hw/qdev-core.h"
 #include "system/kvm.h"
-#include "system/tcg.h"
 #include "ram-snapshot-int.h"
 #include "trace.h"
 
@@ -945,12 +941,8 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
         ram_block_discard_disable(true);
     }
     ds->lies_on = file;
-    for (unsigned i = 0; i < ds->pieces->len; i++) {
-        if (old && piece_at(ds, i)->file == old && old != file &&
-            !piece_at(ds, i)->used) {
-            drop_piece(ds, piece_at(ds, i));
-            return;
-        }
+    if (old && old != file && !file_piece(ds, old)->used) {
+        drop_piece(ds, file_piece(ds, old));
     }
 }
 
@@ -958,7 +950,6 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
 static void place(DirtyStore *ds, ImageNode *node)
 {
     g_autofree bool *mapped = g_new0(bool, node->blocks->len);
-    CPUState *cpu;
     unsigned i;
 
     for (i = 0; i < node->blocks->len; i++) {
@@ -972,12 +963,7 @@ static void place(DirtyStore *ds, ImageNode *node)
         }
     }
     set_lies_on(ds, node->file);
-    if (tcg_enabled()) {
-        CPU_FOREACH(cpu) {
-            tlb_flush(cpu);
-            tb_flush(cpu);
-        }
-    }
+    ram_snapshot_flush_tcg();
     ram_dirty_log_clear(ds->log, 0);
     for (i = 0; i < node->blocks->len; i++) {
         if (!mapped[i]) {

@@ -296,11 +296,6 @@ RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, int fd,
     return store->ops->open(snap, errp) ? g_steal_pointer(&snap) : NULL;
 }
 
-bool ram_snapshot_opened(const RAMSnapshot *snap)
-{
-    return snap->file;
-}
-
 RAMSnapshotView *ram_snapshot_view_new(RAMSnapshot *snap, Error **errp)
 {
     RAMSnapshotView *view = g_new0(RAMSnapshotView, 1);

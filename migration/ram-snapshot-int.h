@@ -134,6 +134,9 @@ void *ram_block_map(const SavedBlock *b, int fd, off_t pos, Error **errp);
 /** ram_block_move_mapping: replace a block's memory; on failure it is as was */
 bool ram_block_move_mapping(const SavedBlock *b, void *mapping, Error **errp);
 
+/** ram_snapshot_flush_tcg: forget what TCG knows of RAM, all of it is new */
+void ram_snapshot_flush_tcg(void);
+
 /** image_file_is_as_opened: false with @errp set if somebody changed it */
 bool image_file_is_as_opened(const ImageFile *file, Error **errp);
 

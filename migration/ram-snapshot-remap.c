@@ -16,13 +16,9 @@
 #include "qemu/queue.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
-#include "exec/cputlb.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
-#include "exec/tb-flush.h"
-#include "hw/core/cpu.h"
-#include "system/tcg.h"
 #include "ram-snapshot-int.h"
 
 /* Of any target, in bytes */
@@ -274,7 +270,6 @@ static bool remap_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
     RemapSnapshot *rs = remap(snap);
     RemapStore *store = remap_store(rs);
-    CPUState *cpu;
     unsigned i;
 
     for (i = 0; i < snap->blocks->len; i++) {
@@ -301,12 +296,7 @@ static bool remap_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     store->mapped_version = ram_list.version;
 
     /* Which pages changed is not known. */
-    if (tcg_enabled()) {
-        CPU_FOREACH(cpu) {
-            tlb_flush(cpu);
-            tb_flush(cpu);
-        }
-    }
+    ram_snapshot_flush_tcg();
     *pages = 0;
     return true;
 }

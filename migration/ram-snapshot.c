@@ -13,11 +13,14 @@
 #include "qemu/rcu.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
+#include "exec/cputlb.h"
 #include "exec/memory.h"
 #include "exec/ram-dirty-log.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
+#include "exec/tb-flush.h"
 #include "hw/boards.h"
+#include "hw/core/cpu.h"
 #include "hw/virtio/vhost.h"
 #include "hw/xen/xen.h"
 #include "system/hostmem.h"
@@ -305,6 +308,18 @@ bool ram_block_move_mapping(const SavedBlock *b, void *mapping, Error **errp)
         return false;
     }
     return true;
+}
+
+void ram_snapshot_flush_tcg(void)
+{
+    CPUState *cpu;
+
+    if (tcg_enabled()) {
+        CPU_FOREACH(cpu) {
+            tlb_flush(cpu);
+            tb_flush(cpu);
+        }
+    }
 }
 
 static ram_addr_t block_length(const RAMBlock *rb)

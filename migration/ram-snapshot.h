@@ -177,9 +177,6 @@ typedef void RAMDifferenceFn(const char *block, ram_addr_t offset,
 void ram_snapshot_verify(const RAMSnapshot *snap, RAMDifferenceFn *fn,
                          void *opaque);
 
-/** ram_snapshot_opened: is it an image that ram_snapshot_open() made? */
-bool ram_snapshot_opened(const RAMSnapshot *snap);
-
 /** ram_snapshot_size: bytes of RAM in the image, zeroes counted too */
 uint64_t ram_snapshot_size(const RAMSnapshot *snap);
 
