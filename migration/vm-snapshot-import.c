@@ -21,7 +21,7 @@
 #include "vm-snapshot-file.h"
 #include "vm-snapshot-int.h"
 
-/* Of the description, in bytes: that of a large machine has some 300 KiB. */
+/* Of the description, in bytes: it is read and parsed in the main loop. */
 #define DESCRIPTION_MAX (16 * MiB)
 
 /* Of all devices, in bytes */
