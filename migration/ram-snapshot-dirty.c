@@ -13,6 +13,9 @@
  * An image that was opened from a file lies in it.  Pages of the file have
  * numbers as those of the store's file have, and the file is mapped where these
  * are in the view.  RAM becomes such an image by being mapped from the file.
+ * A file is a node above those of the images in it, and below that of its base,
+ * if it has one; then it has pages of its own where it differs from that.  RAM
+ * is mapped from the file at the root of the tree.
  *
  * A page that differs restore after restore stays in the log, so that the first
  * write to it need not be trapped again; it is compared each time, and leaves
@@ -52,7 +55,8 @@ struct ImageNode {
     unsigned children;
     bool held;                  /* by a DirtySnapshot */
     GArray *blocks;             /* of SavedBlock */
-    ImageFile *file;            /* that RAM can be mapped from, or NULL */
+    ImageFile *file;            /* it is a file; NULL: an image */
+    unsigned version;           /* of ram_list: that of its children, too */
     /* RAM pages that differ from @from's. */
     uint32_t *delta;
     uint32_t delta_len;
@@ -579,7 +583,10 @@ static void node_merge_delta(ImageNode *node)
 
 static void node_free(DirtyStore *ds, ImageNode *node)
 {
-    image_file_unref(node->file);
+    if (node->file) {
+        piece_unref(ds, file_piece(ds, node->file));
+        image_file_unref(node->file);
+    }
     QTAILQ_REMOVE(&ds->nodes, node, next);
     g_array_unref(node->blocks);
     g_free(node->delta);
@@ -595,11 +602,9 @@ static void node_prune(DirtyStore *ds, ImageNode *node)
         if (node->table) {
             file_pages_unref(ds, node->table, node->nr_pages);
             g_clear_pointer(&node->table, g_free);
-            if (node->file) {
-                piece_unref(ds, file_piece(ds, node->file));
-            }
         }
-        if (node->children > 1) {
+        /* What its children differ from may have to be mapped. */
+        if (node->children > (node->file ? 0 : 1)) {
             return;
         }
         if (node->children) {
@@ -678,10 +683,23 @@ static ImageNode *node_new(DirtyStore *ds, RAMSnapshot *snap)
     ImageNode *node = g_new0(ImageNode, 1);
 
     node->blocks = g_array_ref(snap->blocks);
-    node->nr_pages = ds->log->nr_pages;
-    node->table = g_new0(uint32_t, node->nr_pages);
+    node->version = ds->log_version;
     QTAILQ_INSERT_TAIL(&ds->nodes, node, next);
     return node;
+}
+
+static void node_give_table(const DirtyStore *ds, ImageNode *node)
+{
+    node->nr_pages = ds->log->nr_pages;
+    node->table = g_new0(uint32_t, node->nr_pages);
+}
+
+static void node_set_from(ImageNode *node, ImageNode *from)
+{
+    node->from = from;
+    if (from) {
+        from->children++;
+    }
 }
 
 /* A failed save: pages that it wrote are in no table but the node's. */
@@ -713,6 +731,7 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
         set_current(ds, NULL);
     }
     node = node_new(ds, snap);
+    node_give_table(ds, node);
     ok = ds->current ? save_logged(ds, node, errp) : save_all(ds, node, errp);
     if (!ok || !file_grow(ds, errp)) {
         save_undo(ds, node);
@@ -721,10 +740,7 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
     }
 
     file_pages_ref(ds, node->table, node->nr_pages);
-    node->from = ds->current;
-    if (node->from) {
-        node->from->children++;
-    }
+    node_set_from(node, ds->current);
     node->held = true;
     container_of(snap, DirtySnapshot, parent)->node = node;
     ram_dirty_log_clear(ds->log, 0);
@@ -734,20 +750,61 @@ static bool dirty_save(RAMSnapshot *snap, Error **errp)
 
 /* Enter the pages that a file has of a block in a node's table. */
 static void add_file_block(const DirtyStore *ds, ImageNode *node,
-                           const SavedBlock *b, Piece *piece)
+                           const SavedBlock *b, const RAMSnapshotFileBlock *f,
+                           Piece *piece)
 {
     const size_t pages = b->length >> ds->page_bits;
     const uint32_t to = b->offset >> ds->page_bits;
-    const uint32_t from = piece->first + (b->pos >> ds->page_bits);
+    const uint32_t from = piece->first + (f->pages >> ds->page_bits);
     size_t i = 0, end;
 
-    while ((i = find_next_bit(b->bitmap, pages, i)) < pages) {
-        end = find_next_zero_bit(b->bitmap, pages, i);
+    while ((i = find_next_bit(f->bitmap, pages, i)) < pages) {
+        end = find_next_zero_bit(f->bitmap, pages, i);
         piece->used += end - i;
         for (; i < end; i++) {
             node->table[to + i] = from + i;
         }
     }
+}
+
+/* Forget what a table has of the layers below where a file differs. */
+static void drop_file_block(const DirtyStore *ds, ImageNode *node,
+                            const SavedBlock *b, const RAMSnapshotFileBlock *f)
+{
+    const size_t pages = b->length >> ds->page_bits;
+    uint32_t *entry = node->table + (b->offset >> ds->page_bits);
+    size_t i = 0;
+
+    while (f->same && (i = find_next_zero_bit(f->same, pages, i)) < pages) {
+        Piece *piece = find_piece(ds, entry[i]);
+
+        if (piece) {
+            piece->used--;
+        }
+        entry[i++] = ZERO_PAGE;
+    }
+}
+
+/* List the pages in which a file differs from its base. */
+static void node_give_delta(const DirtyStore *ds, ImageNode *node,
+                            const GArray *layers, unsigned layer)
+{
+    g_autoptr(GArray) delta = g_array_new(false, false, sizeof(uint32_t));
+
+    for (unsigned i = 0; i < node->blocks->len; i++) {
+        const SavedBlock *b = node_block(node, i);
+        const RAMSnapshotFileBlock *f = layer_block(layers, layer, b);
+        const size_t pages = b->length >> ds->page_bits;
+        size_t k = 0;
+
+        while ((k = find_next_zero_bit(f->same, pages, k)) < pages) {
+            const uint32_t page = (b->offset >> ds->page_bits) + k++;
+
+            g_array_append_val(delta, page);
+        }
+    }
+    node->delta_len = delta->len;
+    node->delta = (uint32_t *)g_array_free(g_steal_pointer(&delta), false);
 }
 
 /* The smallest row of numbers that once was a file's and is long enough */
@@ -813,25 +870,108 @@ static Piece *add_piece(DirtyStore *ds, ImageFile *file, Error **errp)
     return piece;
 }
 
-static bool dirty_open(RAMSnapshot *snap, Error **errp)
+/* A node of the same file, and of the same ones that it is based on */
+static ImageNode *find_file_node(const DirtyStore *ds, const ImageNode *from,
+                                 const ImageFile *file)
+{
+    ImageNode *node;
+
+    QTAILQ_FOREACH(node, &ds->nodes, next) {
+        if (node->file && node->from == from &&
+            node->version == ds->log_version &&
+            image_file_is_same(node->file, file)) {
+            return node;
+        }
+    }
+    return NULL;
+}
+
+/* A node of the file of a layer, below @from, that of the layer before it */
+static ImageNode *add_file_node(RAMSnapshot *snap, ImageNode *from,
+                                const GArray *layers, unsigned layer,
+                                Error **errp)
 {
     DirtyStore *ds = dirty_store(snap->store);
+    ImageFile *file = g_array_index(layers, RAMSnapshotLayer, layer).file;
     ImageNode *node;
+
+    if (!add_piece(ds, file, errp)) {
+        return NULL;
+    }
+    node = node_new(ds, snap);
+    node->file = g_rc_box_acquire(file);
+    node_set_from(node, from);
+    if (from) {
+        node_give_delta(ds, node, layers, layer);
+    }
+    return node;
+}
+
+/*
+ * Nodes of all files.  They are shared with images that have them already, so
+ * that the way from one to the other is short.
+ *
+ * Returns: that of the last, or NULL with @errp set
+ */
+static ImageNode *add_file_nodes(RAMSnapshot *snap, const GArray *layers,
+                                 Error **errp)
+{
+    DirtyStore *ds = dirty_store(snap->store);
+    ImageNode *node = NULL;
+
+    for (unsigned i = 0; i < layers->len; i++) {
+        const ImageFile *file = g_array_index(layers, RAMSnapshotLayer,
+                                              i).file;
+        ImageNode *from = node;
+
+        node = find_file_node(ds, from, file) ?:
+            add_file_node(snap, from, layers, i, errp);
+        if (!node) {
+            node_prune(ds, from);
+            return NULL;
+        }
+    }
+    return node;
+}
+
+/* Enter what a file, and those that it is based on, have. */
+static void fill_table(DirtyStore *ds, ImageNode *node, const ImageNode *file,
+                       const GArray *layers, unsigned layer)
+{
     Piece *piece;
+
+    if (layer) {
+        fill_table(ds, node, file->from, layers, layer - 1);
+    }
+    piece = file_piece(ds, file->file);
+    for (unsigned i = 0; i < node->blocks->len; i++) {
+        const SavedBlock *b = node_block(node, i);
+        const RAMSnapshotFileBlock *f = layer_block(layers, layer, b);
+
+        drop_file_block(ds, node, b, f);
+        add_file_block(ds, node, b, f, piece);
+    }
+}
+
+static bool dirty_open(RAMSnapshot *snap, const GArray *layers, Error **errp)
+{
+    DirtyStore *ds = dirty_store(snap->store);
+    ImageNode *node, *file;
 
     if (!log_start(ds, errp)) {
         return false;
     }
-    piece = add_piece(ds, snap->file, errp);
-    if (!piece) {
+    file = add_file_nodes(snap, layers, errp);
+    if (!file) {
         log_stop_if_unused(ds);
         return false;
     }
     node = node_new(ds, snap);
-    node->file = g_rc_box_acquire(snap->file);
-    for (unsigned i = 0; i < snap->blocks->len; i++) {
-        add_file_block(ds, node, saved_block(snap, i), piece);
-    }
+    node_set_from(node, file);
+    node_give_table(ds, node);
+    fill_table(ds, node, file, layers, layers->len - 1);
+    /* The nodes of files have their own, which others may share. */
+    image_file_unref(g_steal_pointer(&snap->file));
     node->held = true;
     container_of(snap, DirtySnapshot, parent)->node = node;
     return true;
@@ -946,30 +1086,46 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
     }
 }
 
-/* Make RAM what an image of a file is: map what can be, and log the rest. */
-static void place(DirtyStore *ds, ImageNode *node)
+/*
+ * Make RAM what the file is that an image has at the root of its tree: map what
+ * can be, and log what differs.
+ *
+ * Returns: false if there is no such file
+ */
+static bool place(DirtyStore *ds, ImageNode *node)
 {
     g_autofree bool *mapped = g_new0(bool, node->blocks->len);
+    const ImageNode *root = node;
     unsigned i;
 
-    for (i = 0; i < node->blocks->len; i++) {
-        const SavedBlock *b = node_block(node, i);
+    while (root->from) {
+        root = root->from;
+    }
+    if (!root->file) {
+        return false;
+    }
+    for (i = 0; i < root->blocks->len; i++) {
+        const SavedBlock *b = node_block(root, i);
 
-        mapped[i] = map_block(node->file, b);
+        mapped[i] = map_block(root->file, b);
         /* Who draws what is in it has to look at it again. */
         if (mapped[i] && memory_region_get_dirty_log_mask(b->rb->mr) &
                          BIT(DIRTY_MEMORY_VGA)) {
             memory_region_set_dirty(b->rb->mr, 0, b->used_length);
         }
     }
-    set_lies_on(ds, node->file);
+    set_lies_on(ds, root->file);
     ram_snapshot_flush_tcg();
     ram_dirty_log_clear(ds->log, 0);
-    for (i = 0; i < node->blocks->len; i++) {
+    for (i = 0; i < root->blocks->len; i++) {
         if (!mapped[i]) {
-            log_differences(ds, node, node_block(node, i));
+            log_differences(ds, node, node_block(root, i));
         }
     }
+    while (node != root) {
+        node = log_step_up(ds, node);
+    }
+    return true;
 }
 
 static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
@@ -977,12 +1133,10 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     DirtyStore *ds = dirty_store(snap->store);
     ImageNode *node = image_node(snap);
     bool is_related = log_complete(ds) && log_path(ds, node);
-    bool placed = !is_related && node->file;
+    bool placed = !is_related && place(ds, node);
     unsigned logged, keep;
 
-    if (placed) {
-        place(ds, node);
-    } else if (!is_related) {
+    if (!is_related && !placed) {
         log_all(ds, node);
     }
     logged = ds->log->len;

@@ -28,13 +28,24 @@ struct RAMSnapshotView {
     size_t mapped;              /* bytes, to be unmapped */
 };
 
+static bool has_same_content(const struct stat *a, const struct stat *b)
+{
+    return a->st_size == b->st_size &&
+        a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+        a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+bool image_file_is_same(const ImageFile *a, const ImageFile *b)
+{
+    return a->st.st_dev == b->st.st_dev && a->st.st_ino == b->st.st_ino &&
+        has_same_content(&a->st, &b->st);
+}
+
 bool image_file_is_as_opened(const ImageFile *file, Error **errp)
 {
     struct stat st;
 
-    if (!fstat(file->fd, &st) && st.st_size == file->st.st_size &&
-        st.st_mtim.tv_sec == file->st.st_mtim.tv_sec &&
-        st.st_mtim.tv_nsec == file->st.st_mtim.tv_nsec) {
+    if (!fstat(file->fd, &st) && has_same_content(&file->st, &st)) {
         return true;
     }
     error_setg(errp, "The file '%s', which RAM is mapped from, was changed",
@@ -108,6 +119,11 @@ static bool block_has_holes(int fd, const RAMSnapshotFileBlock *b)
     return data >= 0 ? data >= end : errno == ENXIO;
 }
 
+static RAMSnapshotLayer *nth_layer(const GArray *layers, unsigned i)
+{
+    return &g_array_index(layers, RAMSnapshotLayer, i);
+}
+
 static RAMSnapshotFileBlock *file_block(const GArray *blocks, unsigned i)
 {
     return &g_array_index(blocks, RAMSnapshotFileBlock, i);
@@ -122,6 +138,12 @@ static RAMSnapshotFileBlock *find_file_block(const GArray *blocks,
         }
     }
     return NULL;
+}
+
+const RAMSnapshotFileBlock *layer_block(const GArray *layers, unsigned i,
+                                        const SavedBlock *b)
+{
+    return find_file_block(nth_layer(layers, i)->blocks, b->idstr);
 }
 
 static const SavedBlock *find_saved_block(const RAMSnapshot *snap,
@@ -197,7 +219,6 @@ static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
                       Error **errp)
 {
     const char *idstr = ram_block_name(rb);
-    const RAMSnapshotFileBlock *f = find_file_block(blocks, idstr);
     SavedBlock *b;
 
     if (find_saved_block(snap, idstr)) {
@@ -205,11 +226,7 @@ static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
         return false;
     }
     b = ram_snapshot_add_block(snap, rb);
-    b->pos = f->pages;
-    /* Of what nobody can write to, a file may have any or no pages. */
-    if (b->length) {
-        snap->file->end = MAX(snap->file->end, b->pos + b->length);
-    }
+    b->pos = find_file_block(blocks, idstr)->pages;
     return true;
 }
 
@@ -217,9 +234,6 @@ static bool add_blocks(RAMSnapshot *snap, const GArray *blocks, Error **errp)
 {
     RAMBlock *rb;
 
-    if (!ram_snapshot_blocks_match(blocks, errp)) {
-        return false;
-    }
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH(rb) {
         if (!ram_block_is_outside(rb) && !add_block(snap, blocks, rb, errp)) {
@@ -227,16 +241,6 @@ static bool add_blocks(RAMSnapshot *snap, const GArray *blocks, Error **errp)
         }
     }
     return true;
-}
-
-static void give_bitmaps(RAMSnapshot *snap, const GArray *blocks)
-{
-    for (unsigned i = 0; i < snap->blocks->len; i++) {
-        SavedBlock *b = saved_block(snap, i);
-
-        b->bitmap = g_steal_pointer(&find_file_block(blocks,
-                                                     b->idstr)->bitmap);
-    }
 }
 
 static bool all_have_holes(int fd, const GArray *blocks)
@@ -270,30 +274,139 @@ static void warn_of_copies(const RAMSnapshot *snap)
     }
 }
 
-RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, int fd,
-                               const char *name, GArray *blocks, bool holes,
-                               Error **errp)
+static ImageFile *open_layer(const RAMSnapshotLayer *layer, Error **errp)
+{
+    ImageFile *file = g_rc_box_new0(ImageFile);
+
+    file->fd = qemu_dup(layer->fd);
+    file->name = g_strdup(layer->name);
+    if (file->fd < 0 || fstat(file->fd, &file->st) < 0) {
+        error_setg_errno(errp, errno, "Keeping '%s' open failed", file->name);
+        image_file_unref(file);
+        return NULL;
+    }
+    return file;
+}
+
+static bool open_layers(RAMSnapshot *snap, GArray *layers, Error **errp)
+{
+    for (unsigned i = 0; i < layers->len; i++) {
+        RAMSnapshotLayer *layer = nth_layer(layers, i);
+
+        if (!ram_snapshot_blocks_match(layer->blocks, errp)) {
+            return false;
+        }
+        layer->file = open_layer(layer, errp);
+        if (!layer->file) {
+            return false;
+        }
+    }
+    snap->file = g_rc_box_acquire(nth_layer(layers, 0)->file);
+    return add_blocks(snap, nth_layer(layers, 0)->blocks, errp);
+}
+
+/* Of what nobody can write to, a file may have any or no pages. */
+static void find_ends(const RAMSnapshot *snap, const GArray *layers)
+{
+    for (unsigned i = 0; i < layers->len; i++) {
+        ImageFile *file = nth_layer(layers, i)->file;
+
+        for (unsigned k = 0; k < snap->blocks->len; k++) {
+            const SavedBlock *b = saved_block(snap, k);
+
+            if (b->length) {
+                file->end = MAX(file->end, layer_block(layers, i, b)->pages +
+                                b->length);
+            }
+        }
+    }
+}
+
+RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, GArray *layers,
+                               bool holes, Error **errp)
 {
     g_autoptr(RAMSnapshot) snap = ram_snapshot_new(store, errp);
-    ImageFile *file;
+    const RAMSnapshotLayer *first = nth_layer(layers, 0);
+    bool ok;
 
     if (!snap) {
         return NULL;
     }
-    file = snap->file = g_rc_box_new0(ImageFile);
-    file->fd = qemu_dup(fd);
-    file->name = g_strdup(name);
-    if (file->fd < 0 || fstat(file->fd, &file->st) < 0) {
-        error_setg_errno(errp, errno, "Keeping '%s' open failed", name);
-        return NULL;
+    ok = open_layers(snap, layers, errp);
+    if (ok) {
+        find_ends(snap, layers);
+        snap->file->mappable = holes || all_have_holes(first->fd,
+                                                       first->blocks);
+        warn_of_copies(snap);
+        ok = store->ops->open(snap, layers, errp);
     }
-    if (!add_blocks(snap, blocks, errp)) {
-        return NULL;
+    for (unsigned i = 0; i < layers->len; i++) {
+        image_file_unref(nth_layer(layers, i)->file);
     }
-    file->mappable = holes || all_have_holes(fd, blocks);
-    give_bitmaps(snap, blocks);
-    warn_of_copies(snap);
-    return store->ops->open(snap, errp) ? g_steal_pointer(&snap) : NULL;
+    return ok ? g_steal_pointer(&snap) : NULL;
+}
+
+/* The layer that has a page, or NULL if it is zero */
+static const RAMSnapshotLayer *page_layer(const GArray *layers,
+                                          const char *idstr, size_t page,
+                                          uint64_t *pages)
+{
+    for (unsigned i = layers->len; i-- > 0;) {
+        const RAMSnapshotLayer *layer = nth_layer(layers, i);
+        const RAMSnapshotFileBlock *b = find_file_block(layer->blocks, idstr);
+
+        if (test_bit(page, b->bitmap)) {
+            *pages = b->pages;
+            return layer;
+        }
+        if (!b->same || !test_bit(page, b->same)) {
+            break;
+        }
+    }
+    return NULL;
+}
+
+static int read_all(int fd, uint8_t *buf, size_t length, off_t pos)
+{
+    while (length) {
+        ssize_t n = RETRY_ON_EINTR(pread(fd, buf, length, pos));
+
+        if (n <= 0) {
+            return n ? -errno : -ENODATA;
+        }
+        buf += n;
+        pos += n;
+        length -= n;
+    }
+    return 0;
+}
+
+int ram_snapshot_layers_read(const GArray *layers, const char *idstr,
+                             uint64_t offset, size_t length, uint8_t *buf)
+{
+    const unsigned bits = qemu_target_page_bits();
+    const size_t end = (offset + length) >> bits;
+    size_t page = offset >> bits;
+    int ret = 0;
+
+    while (page < end && !ret) {
+        const size_t first = page;
+        uint64_t pages = 0, next;
+        const RAMSnapshotLayer *layer = page_layer(layers, idstr, page, &pages);
+
+        while (++page < end &&
+               page_layer(layers, idstr, page, &next) == layer) {
+            /* Neighbours are read at once. */
+        }
+        length = (page - first) << bits;
+        if (layer) {
+            ret = read_all(layer->fd, buf, length, pages + (first << bits));
+        } else {
+            memset(buf, 0, length);
+        }
+        buf += length;
+    }
+    return ret;
 }
 
 RAMSnapshotView *ram_snapshot_view_new(RAMSnapshot *snap, Error **errp)

@@ -45,8 +45,11 @@ typedef struct RAMSnapshotOps {
     void (*store_init)(RAMSnapshotStore *store);
     void (*store_clear)(RAMSnapshotStore *store);
     bool (*save)(RAMSnapshot *snap, Error **errp);
-    /* Make an image of @snap->file.  It is the store's if this succeeds. */
-    bool (*open)(RAMSnapshot *snap, Error **errp);
+    /*
+     * Make an image of files, of which @snap->file is the first.  They are the
+     * store's if this succeeds.
+     */
+    bool (*open)(RAMSnapshot *snap, const GArray *layers, Error **errp);
     bool (*prepare)(RAMSnapshot *snap, Error **errp);   /* optional */
     void (*cancel)(RAMSnapshot *snap);                  /* optional */
     bool (*restore)(RAMSnapshot *snap, uint64_t *pages, Error **errp);
@@ -75,7 +78,7 @@ struct RAMSnapshot {
     unsigned refs;
     GArray *blocks;             /* of SavedBlock */
     uint64_t size;
-    ImageFile *file;            /* that it was opened from, or NULL */
+    ImageFile *file;            /* that RAM is mapped from, or NULL */
 };
 
 extern const RAMSnapshotOps ram_snapshot_remap_ops;
@@ -137,8 +140,15 @@ bool ram_block_move_mapping(const SavedBlock *b, void *mapping, Error **errp);
 /** ram_snapshot_flush_tcg: forget what TCG knows of RAM, all of it is new */
 void ram_snapshot_flush_tcg(void);
 
+/** layer_block: what a file of an image has of a block */
+const RAMSnapshotFileBlock *layer_block(const GArray *layers, unsigned i,
+                                        const SavedBlock *b);
+
 /** image_file_is_as_opened: false with @errp set if somebody changed it */
 bool image_file_is_as_opened(const ImageFile *file, Error **errp);
+
+/** image_file_is_same: is it one file, that nobody changed in between? */
+bool image_file_is_same(const ImageFile *a, const ImageFile *b);
 
 void image_file_unref(ImageFile *file);
 

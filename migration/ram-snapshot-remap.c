@@ -13,6 +13,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bitops.h"
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qemu/queue.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
@@ -134,37 +135,110 @@ static bool image_view(RemapSnapshot *rs, int fd, off_t pos, size_t size,
     return true;
 }
 
-static bool remap_save(RAMSnapshot *snap, Error **errp)
+/* Find a place.  @zeroed: does it read as zeroes? */
+static bool image_reserve(RemapSnapshot *rs, bool *zeroed, Error **errp)
 {
-    RemapSnapshot *rs = remap(snap);
-    int fd = snap->store->fd;
-    bool zeroed;
-    unsigned i;
+    RAMSnapshot *snap = &rs->parent;
 
     image_place(rs);
-    zeroed = snap->store->size <= rs->base || image_punch(rs);
+    *zeroed = snap->store->size <= rs->base || image_punch(rs);
     if (!ram_snapshot_grow(snap->store, rs->base + snap->size, errp)) {
         return false;
     }
     /* Memory mapped from a hole needs space when it is touched, or SIGBUS. */
     if (snap->store->path &&
-        fallocate(fd, 0, rs->base, snap->size) < 0 && errno != EOPNOTSUPP) {
+        fallocate(snap->store->fd, 0, rs->base, snap->size) < 0 &&
+        errno != EOPNOTSUPP) {
         error_setg_errno(errp, errno, "Reserving %" PRIu64 " bytes for the "
                          "RAM image failed", snap->size);
         return false;
     }
+    return true;
+}
 
+static bool remap_save(RAMSnapshot *snap, Error **errp)
+{
+    RemapSnapshot *rs = remap(snap);
+    bool zeroed;
+    unsigned i;
+
+    if (!image_reserve(rs, &zeroed, errp)) {
+        return false;
+    }
     for (i = 0; i < snap->blocks->len; i++) {
         if (!image_write_block(rs, saved_block(snap, i), zeroed, errp)) {
             return false;
         }
     }
 
-    return image_view(rs, fd, rs->base, snap->size, errp);
+    return image_view(rs, snap->store->fd, rs->base, snap->size, errp);
 }
 
-static bool remap_open(RAMSnapshot *snap, Error **errp)
+/* Write what several files make, as a save does what RAM is. */
+static bool image_write_layers(const RemapSnapshot *rs, const GArray *layers,
+                               const SavedBlock *b, bool zeroed, Error **errp)
 {
+    g_autofree uint8_t *buf = g_malloc(IMAGE_CHUNK);
+    ram_addr_t off;
+
+    for (off = 0; off < b->length; off += IMAGE_CHUNK) {
+        size_t len = MIN(IMAGE_CHUNK, b->length - off);
+        int ret = ram_snapshot_layers_read(layers, b->idstr, off, len, buf);
+
+        if (ret) {
+            error_setg_errno(errp, -ret, "Reading '%s' failed", b->idstr);
+            return false;
+        }
+        if (zeroed && buffer_is_zero(buf, len)) {
+            continue;
+        }
+        if (!ram_snapshot_pwrite(rs->parent.store, buf, len,
+                                 rs->base + b->pos + off, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool open_layers(RAMSnapshot *snap, const GArray *layers, Error **errp)
+{
+    bool zeroed;
+    off_t pos = 0;
+    unsigned i;
+
+    warn_report("snapshot: '%s' has a base: with ram=remap it is read and "
+                "copied, not mapped",
+                g_array_index(layers, RAMSnapshotLayer, layers->len - 1).name);
+    for (i = 0; i < snap->blocks->len; i++) {
+        saved_block(snap, i)->pos = pos;
+        pos += saved_block(snap, i)->length;
+    }
+    if (!image_reserve(remap(snap), &zeroed, errp)) {
+        return false;
+    }
+    for (i = 0; i < snap->blocks->len; i++) {
+        if (!image_write_layers(remap(snap), layers, saved_block(snap, i),
+                                zeroed, errp)) {
+            return false;
+        }
+    }
+    image_file_unref(g_steal_pointer(&snap->file));
+    return image_view(remap(snap), snap->store->fd, remap(snap)->base,
+                      snap->size, errp);
+}
+
+static bool remap_open(RAMSnapshot *snap, const GArray *layers, Error **errp)
+{
+    if (layers->len > 1) {
+        return open_layers(snap, layers, errp);
+    }
+    for (unsigned i = 0; i < snap->blocks->len; i++) {
+        SavedBlock *b = saved_block(snap, i);
+        const size_t pages = b->length >> qemu_target_page_bits();
+
+        b->bitmap = g_memdup2(layer_block(layers, 0, b)->bitmap,
+                              BITS_TO_LONGS(pages) * sizeof(unsigned long));
+    }
     if (!image_view(remap(snap), snap->file->fd, 0, snap->file->end, errp)) {
         return false;
     }

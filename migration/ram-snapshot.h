@@ -64,7 +64,34 @@ typedef struct RAMSnapshotFileBlock {
     uint64_t pages;             /* where the page at offset 0 is, or would be */
     uint64_t bitmap_pos;        /* where the bitmap is */
     unsigned long *bitmap;      /* by target page: is it there, or all zero? */
+    uint64_t same_pos;          /* where the next one is */
+    unsigned long *same;        /* is it as in the file below?  Or NULL */
 } RAMSnapshotFileBlock;
+
+/**
+ * RAMSnapshotLayer: a file with pages of an image
+ *
+ * An image may lie in a row of them. The first has all pages, each other those
+ * that differ from what the ones before it make.
+ */
+typedef struct RAMSnapshotLayer {
+    int fd;                     /* open for reading */
+    const char *name;           /* for messages */
+    const GArray *blocks;       /* of RAMSnapshotFileBlock, in any order */
+    struct ImageFile *file;     /* of ram_snapshot_open() */
+} RAMSnapshotLayer;
+
+/**
+ * ram_snapshot_layers_read: read part of a RAM block
+ * @layers: of RAMSnapshotLayer; each has the block
+ * @offset: of whole target pages, as @length
+ *
+ * It may be called in any thread, with no lock.
+ *
+ * Returns: 0 or -errno
+ */
+int ram_snapshot_layers_read(const GArray *layers, const char *idstr,
+                             uint64_t offset, size_t length, uint8_t *buf);
 
 /**
  * ram_snapshot_blocks_match: has the machine these RAM blocks, and no other?
@@ -74,27 +101,25 @@ typedef struct RAMSnapshotFileBlock {
 bool ram_snapshot_blocks_match(const GArray *blocks, Error **errp);
 
 /**
- * ram_snapshot_open: make an image of a file that has one
- * @fd: of it, open for reading; it is duplicated
- * @name: of the file, for messages
- * @blocks: of RAMSnapshotFileBlock; the bitmaps go to the image if it succeeds
+ * ram_snapshot_open: make an image of a file that has one, or of several
+ * @layers: of RAMSnapshotLayer; the descriptors are duplicated
  * @holes: is it known that what is not there reads as zeroes?
  *
- * Nothing is read but, without @holes, what might not be zero.  The file is
- * mapped, and so is RAM when the image is restored: it takes memory for the
- * pages that the guest writes to, all others are shared with who maps the same
- * file.  Where RAM has to stay where it is, as with huge pages, pages are read
- * and copied; a warning tells of that.
+ * Nothing is read but, without @holes, what might not be zero.  The files are
+ * mapped, and RAM is mapped from the first when the image is restored: it takes
+ * memory for the pages that the guest writes to and for those of the other
+ * files, all others are shared with who maps the same file.  Where RAM has to
+ * stay where it is, as with huge pages, and with ram=remap if there is more
+ * than one file, pages are read and copied; a warning tells of that.
  *
- * Whoever changes the file changes the image; that is noticed before the next
+ * Whoever changes a file changes the image; that is noticed before the next
  * restore, which fails.
  *
  * Returns: the image, or NULL with @errp set to what the file has and the
  * machine has not, or the other way round
  */
-RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, int fd,
-                               const char *name, GArray *blocks, bool holes,
-                               Error **errp);
+RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, GArray *layers,
+                               bool holes, Error **errp);
 
 /**
  * RAMSnapshotView: an image to be read in any thread, while the machine runs

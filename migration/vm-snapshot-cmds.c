@@ -70,13 +70,13 @@ void qmp_x_snapshot_device_commit(const char *job_id, bool has_slot,
 }
 
 void qmp_x_snapshot_device_export(const char *job_id, uint32_t slot,
-                                  const char *file, bool has_speed,
-                                  uint64_t speed, Error **errp)
+                                  const char *file, const char *base,
+                                  bool has_speed, uint64_t speed, Error **errp)
 {
     VMSnapshot *s = find_engine(errp);
 
     if (s) {
-        vm_snapshot_export(s, job_id, JOB_MANUAL_DISMISS, slot, file,
+        vm_snapshot_export(s, job_id, JOB_MANUAL_DISMISS, slot, file, base,
                            has_speed ? speed : 0, errp);
     }
 }
@@ -225,7 +225,8 @@ void hmp_x_snapshot_device_export(Monitor *mon, const QDict *qdict)
 
     if (s && hmp_slot(qdict, &slot, &err)) {
         job = vm_snapshot_export(s, "x-snapshot-device-export", JOB_DEFAULT,
-                                 slot, qdict_get_str(qdict, "file"), 0, &err);
+                                 slot, qdict_get_str(qdict, "file"),
+                                 qdict_get_try_str(qdict, "base"), 0, &err);
     }
     if (job) {
         finish_job(job, &err);

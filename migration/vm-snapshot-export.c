@@ -3,7 +3,8 @@
  *
  * The file is one of QEMU's mapped-ram migration, to which a description of our
  * own is added behind its end.  A job writes it from the slot's image, which
- * never changes, while the machine runs on.
+ * never changes, while the machine runs on.  A file with a base has only the
+ * pages that differ from the base's, and no migration stream.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -60,6 +61,7 @@ static const uint8_t zeroes[GAP] QEMU_ALIGNED(64 * KiB);
 typedef struct ExportBlock {
     RAMSnapshotFileBlock info;  /* the strings are the view's */
     uint64_t bitmap_offset;
+    uint64_t same_offset;       /* of one more bitmap, if there is a base */
     size_t bitmap_bytes;
     uint32_t *sums;             /* big-endian, by SNAPSHOT_FILE_SUM_BYTES */
     unsigned nr_sums;
@@ -76,6 +78,8 @@ typedef struct ExportJob {
     VMSnapshot *s;
     RAMSnapshotView *view;
     SnapshotExportDisks *disks;
+    SnapshotImport *base;       /* or NULL */
+    GArray *layers;             /* of @base */
     GArray *blocks;             /* of ExportBlock */
     GArray *parts;              /* of ExportPart; the first begins the file */
     SnapshotFile *description;
@@ -95,6 +99,7 @@ typedef struct ExportTask {
     ExportBlock *block;
     unsigned i;                 /* of the block */
     uint64_t offset;            /* in the block */
+    uint8_t *base;              /* what its base has there */
     struct iovec *iov;
     unsigned niov;
     size_t run, gap;            /* in @iov, bytes; at its end, zeroes */
@@ -173,24 +178,45 @@ static void add_sum(ExportBlock *b, uint64_t offset, const uint8_t *page,
     *sum = cpu_to_be32(crc32(be32_to_cpu(*sum), page, size));
 }
 
+/* @page: NULL if it is zero */
+static bool is_base_page(const ExportTask *task, const uint8_t *page,
+                         uint64_t offset)
+{
+    const size_t size = qemu_target_page_size();
+    const uint8_t *base = task->base + (offset - task->offset);
+
+    return page ? !memcmp(page, base, size) : buffer_is_zero(base, size);
+}
+
 /* In a thread: no other task has pages of the same words and sums. */
 static int write_stripe(void *opaque)
 {
     ExportTask *task = opaque;
     ExportBlock *b = task->block;
     const size_t size = qemu_target_page_size();
+    /* Small is what a file with a base is to be. */
+    const size_t most_gap = task->base ? 0 : GAP;
     uint64_t off, end = MIN(task->offset + STRIPE, b->info.length);
     int ret = 0;
 
+    if (task->base) {
+        ret = ram_snapshot_layers_read(task->job->layers, b->info.idstr,
+                                       task->offset, end - task->offset,
+                                       task->base);
+    }
     for (off = task->offset; off < end && !ret; off += size) {
         const uint8_t *page = ram_snapshot_view_page(task->job->view, task->i,
                                                      off);
+        bool same = task->base && is_base_page(task, page, off);
 
-        if (!page) {
+        if (same) {
+            set_bit(off / size, b->info.same);
+        }
+        if (same || !page) {
             task->gap += size;
             continue;
         }
-        if (task->gap > GAP || !task->run) {
+        if (task->gap > most_gap || !task->run) {
             ret = flush_run(task, off);
         } else if (task->gap) {
             add_to_run(task, zeroes, task->gap);
@@ -211,7 +237,9 @@ static int coroutine_fn stripe_task(AioTask *common)
     int ret;
 
     task->iov = g_new(struct iovec, niov);
+    task->base = task->job->base ? g_malloc(STRIPE) : NULL;
     ret = thread_pool_submit_co(write_stripe, task);
+    g_free(task->base);
     g_free(task->iov);
     return ret;
 }
@@ -303,6 +331,11 @@ static void add_bitmaps(ExportJob *job)
 
         g_byte_array_append(add_part(job, b->bitmap_offset),
                             (const uint8_t *)b->info.bitmap, b->bitmap_bytes);
+        if (job->base) {
+            g_byte_array_append(add_part(job, b->same_offset),
+                                (const uint8_t *)b->info.same,
+                                b->bitmap_bytes);
+        }
     }
     job->description->page_sums = parts_end(job);
     sums = add_part(job, job->description->page_sums);
@@ -461,6 +494,7 @@ static void free_blocks(ExportJob *job)
 {
     for (unsigned i = 0; i < job->blocks->len; i++) {
         g_free(nth_block(job, i)->info.bitmap);
+        g_free(nth_block(job, i)->info.same);
         g_free(nth_block(job, i)->sums);
     }
     for (unsigned i = 0; i < job->parts->len; i++) {
@@ -480,6 +514,10 @@ static void export_clean(Job *common)
     }
     if (job->view) {
         ram_snapshot_view_free(job->view);
+    }
+    if (job->base) {
+        snapshot_import_free(job->base);
+        g_array_unref(job->layers);
     }
     qapi_free_SnapshotFile(job->description);
     if (job->fd >= 0) {
@@ -602,7 +640,8 @@ static const SaveStateEntry *ram_section(void)
 }
 
 /* Give a block its place behind @end, and @header its header, if it is there */
-static void place_block(ExportBlock *b, uint64_t end, GByteArray *header)
+static void place_block(ExportBlock *b, uint64_t end, bool has_base,
+                        GByteArray *header)
 {
     const size_t nr_pages = b->info.length / qemu_target_page_size();
     const size_t name = strlen(b->info.idstr);
@@ -616,9 +655,11 @@ static void place_block(ExportBlock *b, uint64_t end, GByteArray *header)
     }
     b->bitmap_offset = end;
     b->bitmap_bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
-    b->info.pages = ROUND_UP(end + b->bitmap_bytes + SNAPSHOT_FILE_MARK,
-                             PAGES_ALIGN);
+    b->same_offset = end + b->bitmap_bytes;
+    end = b->same_offset + (has_base ? b->bitmap_bytes : 0);
+    b->info.pages = ROUND_UP(end + SNAPSHOT_FILE_MARK, PAGES_ALIGN);
     b->info.bitmap = bitmap_new(nr_pages);
+    b->info.same = has_base ? bitmap_new(nr_pages) : NULL;
     b->nr_sums = DIV_ROUND_UP(b->info.length, SNAPSHOT_FILE_SUM_BYTES);
     b->sums = g_new0(uint32_t, b->nr_sums);
     if (header) {
@@ -660,7 +701,7 @@ static void place_ram(ExportJob *job, const ExportStream *stream)
             if (job->pages_end) {
                 bytes = add_part(job, job->pages_end);
             }
-            place_block(b, job->pages_end + bytes->len, bytes);
+            place_block(b, job->pages_end + bytes->len, false, bytes);
             job->pages_end = b->info.pages + b->info.length;
             bytes = add_part(job, b->info.pages - SNAPSHOT_FILE_MARK);
             g_byte_array_append(bytes, (const uint8_t *)SNAPSHOT_FILE_MAGIC,
@@ -677,14 +718,24 @@ static void place_ram(ExportJob *job, const ExportStream *stream)
                         stream->bytes->len - stream->header);
 }
 
-/* Blocks that no migration takes along */
+/* With a base, the beginning only tells that the file is complete. */
+static void place_mark(ExportJob *job)
+{
+    GByteArray *bytes = add_part(job, 0);
+
+    g_byte_array_append(bytes, (const uint8_t *)SNAPSHOT_FILE_MAGIC,
+                        SNAPSHOT_FILE_MARK);
+    add_be(bytes, SNAPSHOT_FILE_VERSION, 4);
+}
+
+/* Blocks that no migration takes along, or all */
 static void place_other_blocks(ExportJob *job)
 {
     for (unsigned i = 0; i < job->blocks->len; i++) {
         ExportBlock *b = nth_block(job, i);
 
-        if (!b->info.migratable) {
-            place_block(b, parts_end(job), NULL);
+        if (!b->info.migratable || job->base) {
+            place_block(b, parts_end(job), job->base, NULL);
             job->pages_end = b->info.pages + b->info.length;
         }
     }
@@ -702,6 +753,8 @@ static void describe_blocks(ExportJob *job)
         d->length = b->info.length;
         d->bitmap = b->bitmap_offset;
         d->pages = b->info.pages;
+        d->has_same = job->base;
+        d->same = job->base ? b->same_offset : 0;
         QAPI_LIST_APPEND(tail, d);
     }
 }
@@ -741,6 +794,21 @@ static void list_blocks(ExportJob *job)
                                snapshot_export_disks_bytes(job->disks));
 }
 
+/* How a file names another: the rest of its name if that is beside it */
+static char *name_from(const char *file, const char *other)
+{
+    g_autofree char *dir = g_path_get_dirname(file);
+    g_autofree char *other_dir = g_path_get_dirname(other);
+    g_autofree char *path = realpath(dir, NULL);
+    g_autofree char *other_path = realpath(other_dir, NULL);
+    g_autofree char *name = g_path_get_basename(other);
+
+    if (!other_path || !g_strcmp0(path, other_path)) {
+        return g_steal_pointer(&name);
+    }
+    return g_build_filename(other_path, name, NULL);
+}
+
 static void describe(ExportJob *job, unsigned n)
 {
     const VMSnapshotConfig *config = &job->s->config;
@@ -758,6 +826,11 @@ static void describe(ExportJob *job, unsigned n)
         d->ready = QAPI_CLONE(SnapshotFileReady, slot->ready);
     }
     d->machine = vm_snapshot_fingerprint();
+    if (job->base) {
+        d->base = g_new0(SnapshotFileBase, 1);
+        d->base->file = name_from(job->file, job->base->name);
+        d->base->id = g_strdup(job->base->description->id);
+    }
     describe_blocks(job);
 }
 
@@ -797,7 +870,11 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
         return false;
     }
     list_blocks(job);
-    place_ram(job, stream);
+    if (job->base) {
+        place_mark(job);
+    } else {
+        place_ram(job, stream);
+    }
     place_sections(job, slot->devices);
     place_other_blocks(job);
     describe(job, n);
@@ -809,15 +886,66 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
     return true;
 }
 
-Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
-                              unsigned n, const char *file, uint64_t speed,
-                              Error **errp)
+/* To be written, it must be none that it needs. */
+static bool is_layer(const char *file, const SnapshotImport *im)
 {
+    struct stat st, other;
+
+    return im && !stat(file, &st) &&
+        ((!fstat(im->fd, &other) && st.st_dev == other.st_dev &&
+          st.st_ino == other.st_ino) || is_layer(file, im->base));
+}
+
+/* Returns: NULL with @errp set */
+static SnapshotImport *open_base(const char *file, const char *base,
+                                 Error **errp)
+{
+    ERRP_GUARD();
+    SnapshotImport *im;
+
+    if (strstart(file, "/dev/fdset/", NULL) ||
+        strstart(base, "/dev/fdset/", NULL)) {
+        error_setg(errp, "A file descriptor has no place, from which to name "
+                   "a base");
+        error_append_hint(errp, "Give the names of both files.\n");
+        return NULL;
+    }
+    im = snapshot_import_new(base, false, errp);
+    if (!im) {
+        error_prepend(errp, "'%s' cannot be a base: ", base);
+        return NULL;
+    }
+    if (!im->description) {
+        error_setg(errp, "'%s' cannot be a base: it is a migration's", base);
+    } else if (snapshot_import_depth(im) == SNAPSHOT_FILE_MAX_LAYERS) {
+        error_setg(errp, "'%s' cannot be a base: there are %u files below it",
+                   base, SNAPSHOT_FILE_MAX_LAYERS - 1);
+    } else if (is_layer(file, im)) {
+        error_setg(errp, "'%s' cannot be written, for it is of its own base",
+                   file);
+    } else {
+        return im;
+    }
+    snapshot_import_free(im);
+    return NULL;
+}
+
+Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
+                              unsigned n, const char *file, const char *base,
+                              uint64_t speed, Error **errp)
+{
+    SnapshotImport *im = NULL;
     ExportStream stream = { };
     ExportJob *job = NULL;
 
+    if (base) {
+        im = open_base(file, base, errp);
+        if (!im) {
+            return NULL;
+        }
+    }
     stream.bytes = g_byte_array_new();
-    if (vm_snapshot_visit(s, n, save_stream, &stream, errp)) {
+    if (im || vm_snapshot_visit(s, n, save_stream, &stream, errp)) {
         job = job_create(job_id, &export_driver, NULL, qemu_get_aio_context(),
                          flags, NULL, NULL, errp);
     }
@@ -826,6 +954,8 @@ Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
         object_ref(OBJECT(s));
         job->file = g_strdup(file);
         job->fd = job->direct_fd = -1;
+        job->base = g_steal_pointer(&im);
+        job->layers = job->base ? snapshot_import_layers(job->base) : NULL;
         job->blocks = g_array_new(false, false, sizeof(ExportBlock));
         job->parts = g_array_new(false, false, sizeof(ExportPart));
         job->description = g_new0(SnapshotFile, 1);
@@ -841,6 +971,9 @@ Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
             job_early_fail(&job->common);
             job = NULL;
         }
+    }
+    if (im) {
+        snapshot_import_free(im);
     }
     g_byte_array_unref(stream.bytes);
     return job ? &job->common : NULL;

@@ -25,6 +25,9 @@
  */
 #define SNAPSHOT_FILE_MARK 8
 
+/* Of a file and those that it is based on, one on the other */
+#define SNAPSHOT_FILE_MAX_LAYERS 16
+
 /* Each so many bytes of a RAM block have a sum of their own. */
 #define SNAPSHOT_FILE_SUM_BYTES MiB
 
@@ -87,14 +90,32 @@ bool snapshot_import_check_disks(const SnapshotFileDiskList *list,
 
 /** SnapshotImport: a file that is being read */
 typedef struct SnapshotImport {
-    const char *name;
+    char *name;
     int fd;
     uint64_t size;              /* of the file */
     SnapshotFile *description;  /* NULL: it is a migration's */
     GArray *blocks;             /* of RAMSnapshotFileBlock */
     uint8_t *sections;          /* of all, in a row */
     uint64_t devices;           /* where a migration's stream goes on */
+    struct SnapshotImport *base;        /* or NULL */
 } SnapshotImport;
+
+/**
+ * snapshot_import_new: open a file and those it is based on, and check them
+ * @check: compare the sums of all pages, too
+ *
+ * Returns: to be freed by snapshot_import_free(), or NULL with @errp set
+ */
+SnapshotImport *snapshot_import_new(const char *name, bool check,
+                                    Error **errp);
+
+void snapshot_import_free(SnapshotImport *im);
+
+/** snapshot_import_depth: of how many files it is made */
+unsigned snapshot_import_depth(const SnapshotImport *im);
+
+/** snapshot_import_layers: RAMSnapshotLayers of a file and its bases */
+GArray *snapshot_import_layers(const SnapshotImport *im);
 
 /** snapshot_import_has: does the file have so many bytes there? */
 static inline bool snapshot_import_has(const SnapshotImport *im,

@@ -37,6 +37,7 @@ static void clear_block(void *block)
 {
     g_free(((RAMSnapshotFileBlock *)block)->idstr);
     g_free(((RAMSnapshotFileBlock *)block)->bitmap);
+    g_free(((RAMSnapshotFileBlock *)block)->same);
 }
 
 bool snapshot_import_read(const SnapshotImport *im, void *buf, size_t length,
@@ -208,8 +209,23 @@ static RAMSnapshotFileBlock *nth_block(const SnapshotImport *im, unsigned i)
     return &g_array_index(im->blocks, RAMSnapshotFileBlock, i);
 }
 
-static bool read_bitmap(const SnapshotImport *im, RAMSnapshotFileBlock *b,
-                        Error **errp)
+/* Returns: NULL with @errp set */
+static unsigned long *read_bitmap(const SnapshotImport *im, uint64_t pos,
+                                  size_t bytes, Error **errp)
+{
+    /* There may be none of a block's. */
+    g_autofree unsigned long *bitmap = g_try_malloc(MAX(bytes, 1));
+
+    if (!bitmap) {
+        error_setg(errp, "There is no memory for %zu bytes", bytes);
+        return NULL;
+    }
+    return snapshot_import_read(im, bitmap, bytes, pos, errp) ?
+        g_steal_pointer(&bitmap) : NULL;
+}
+
+static bool read_bitmaps(const SnapshotImport *im, RAMSnapshotFileBlock *b,
+                         Error **errp)
 {
     const size_t nr_pages = b->length / qemu_target_page_size();
     const size_t bytes = BITS_TO_LONGS(nr_pages) * sizeof(unsigned long);
@@ -217,17 +233,25 @@ static bool read_bitmap(const SnapshotImport *im, RAMSnapshotFileBlock *b,
     if (b->length % qemu_target_page_size() ||
         b->pages % qemu_real_host_page_size() ||
         !snapshot_import_has(im, b->pages, b->length) ||
-        !snapshot_import_has(im, b->bitmap_pos, bytes)) {
+        !snapshot_import_has(im, b->bitmap_pos, bytes) ||
+        (im->base && !snapshot_import_has(im, b->same_pos, bytes))) {
         error_setg(errp, "RAM block '%s' of %" PRIu64 " bytes is not in it, "
                    "or not at whole pages", b->idstr, b->length);
         return false;
     }
-    b->bitmap = g_try_malloc(bytes);
-    if (bytes && !b->bitmap) {
-        error_setg(errp, "There is no memory for %zu bytes", bytes);
+    b->bitmap = read_bitmap(im, b->bitmap_pos, bytes, errp);
+    if (b->bitmap && im->base) {
+        b->same = read_bitmap(im, b->same_pos, bytes, errp);
+    }
+    if (!b->bitmap || (im->base && !b->same)) {
         return false;
     }
-    return snapshot_import_read(im, b->bitmap, bytes, b->bitmap_pos, errp);
+    if (b->same && bitmap_intersects(b->bitmap, b->same, nr_pages)) {
+        error_setg(errp, "RAM block '%s' has pages in it that are to be its "
+                   "base's", b->idstr);
+        return false;
+    }
+    return true;
 }
 
 static bool check_places(const SnapshotImport *im, Error **errp)
@@ -266,7 +290,7 @@ static bool read_blocks(SnapshotImport *im, Error **errp)
         return false;
     }
     for (unsigned i = 0; i < im->blocks->len; i++) {
-        if (!read_bitmap(im, nth_block(im, i), errp)) {
+        if (!read_bitmaps(im, nth_block(im, i), errp)) {
             return false;
         }
     }
@@ -283,6 +307,7 @@ static void list_blocks(SnapshotImport *im)
             .length = l->value->length,
             .pages = l->value->pages,
             .bitmap_pos = l->value->bitmap,
+            .same_pos = l->value->same,
         };
 
         g_array_append_val(im->blocks, b);
@@ -375,8 +400,13 @@ static bool check_block_sums(const SnapshotImport *im,
 
 static bool check_sums(const SnapshotImport *im, Error **errp)
 {
-    uint64_t offset = im->description->page_sums;
+    uint64_t offset;
 
+    if (!im->description) {
+        error_setg(errp, "It has no sums: it is a migration's");
+        return false;
+    }
+    offset = im->description->page_sums;
     for (unsigned i = 0; i < im->blocks->len; i++) {
         if (!check_block_sums(im, nth_block(im, i), &offset, errp)) {
             return false;
@@ -407,6 +437,7 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
                         Error **errp)
 {
     SnapshotImport *im = opaque;
+    g_autoptr(GArray) layers = snapshot_import_layers(im);
 
     if (im->description) {
         if (!snapshot_import_check_disks(im->description->disks, errp)) {
@@ -421,48 +452,156 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
     if (!slot->devices) {
         return false;
     }
-    slot->ram = ram_snapshot_open(s->store, im->fd, im->name, im->blocks,
-                                  im->description, errp);
+    slot->ram = ram_snapshot_open(s->store, layers, im->description, errp);
     return slot->ram;
 }
 
-static bool read_file(SnapshotImport *im, bool check, Error **errp)
+static SnapshotImport *open_import(const char *name, bool check,
+                                   unsigned above, Error **errp);
+
+/* Relative names are those of files beside it. */
+static char *base_path(const SnapshotImport *im)
+{
+    const char *name = im->description->base->file;
+    g_autofree char *dir = g_path_get_dirname(im->name);
+
+    return path_is_absolute(name) ? g_strdup(name) :
+        g_build_filename(dir, name, NULL);
+}
+
+static bool open_base(SnapshotImport *im, bool check, unsigned above,
+                      Error **errp)
+{
+    const SnapshotFileBase *base = im->description->base;
+    g_autofree char *path = base_path(im);
+    ERRP_GUARD();
+
+    if (strstart(im->name, "/dev/fdset/", NULL) &&
+        !path_is_absolute(base->file)) {
+        error_setg(errp, "Its base '%s' is to be beside it, and a file "
+                   "descriptor has no place", base->file);
+        error_append_hint(errp, "Give the name of the file.\n");
+        return false;
+    }
+    if (above + 2 > SNAPSHOT_FILE_MAX_LAYERS) {
+        error_setg(errp, "More than %u files are based one on the other",
+                   SNAPSHOT_FILE_MAX_LAYERS);
+        return false;
+    }
+    im->base = open_import(path, check, above + 1, errp);
+    if (!im->base) {
+        error_prepend(errp, "Its base '%s': ", path);
+        return false;
+    }
+    if (!im->base->description || strcmp(im->base->description->id, base->id)) {
+        error_setg(errp, "Its base '%s' is another file than it was: it is %s, "
+                   "and was %s", path, im->base->description ?
+                   im->base->description->id : "a migration's", base->id);
+        return false;
+    }
+    return true;
+}
+
+/* A file with a base has one more bitmap of each block. */
+static bool check_bases(const SnapshotImport *im, Error **errp)
+{
+    const SnapshotFile *d = im->description;
+    const SnapshotFileBlockList *l;
+
+    for (l = d->blocks; l; l = l->next) {
+        if (l->value->has_same != !!d->base) {
+            error_setg(errp, "RAM block '%s' in it %s", l->value->name,
+                       d->base ? "does not tell what is its base's" :
+                       "is to have a base, and it has none");
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool read_file(SnapshotImport *im, bool check, unsigned above,
+                      Error **errp)
 {
     if (has_footer(im)) {
         if (!parse_description(im, errp) || !check_machine(im, errp) ||
-            !check_parts(im, errp)) {
+            !check_parts(im, errp) || !check_bases(im, errp) ||
+            (im->description->base && !open_base(im, check, above, errp))) {
             return false;
         }
         list_blocks(im);
     } else if (!snapshot_import_header(im, errp)) {
         return false;
-    } else if (check) {
-        error_setg(errp, "It has no sums: it is a migration's");
-        return false;
     }
     return read_blocks(im, errp) && (!check || check_sums(im, errp));
+}
+
+static SnapshotImport *open_import(const char *name, bool check,
+                                   unsigned above, Error **errp)
+{
+    SnapshotImport *im = g_new0(SnapshotImport, 1);
+
+    im->name = g_strdup(name);
+    im->fd = -1;
+    im->blocks = g_array_new(false, false, sizeof(RAMSnapshotFileBlock));
+    g_array_set_clear_func(im->blocks, clear_block);
+    if (!open_file(im, errp) || !read_file(im, check, above, errp)) {
+        g_clear_pointer(&im, snapshot_import_free);
+    }
+    return im;
+}
+
+SnapshotImport *snapshot_import_new(const char *name, bool check, Error **errp)
+{
+    return open_import(name, check, 0, errp);
+}
+
+void snapshot_import_free(SnapshotImport *im)
+{
+    if (im->base) {
+        snapshot_import_free(im->base);
+    }
+    if (im->fd >= 0) {
+        close(im->fd);
+    }
+    g_array_unref(im->blocks);
+    g_free(im->sections);
+    qapi_free_SnapshotFile(im->description);
+    g_free(im->name);
+    g_free(im);
+}
+
+unsigned snapshot_import_depth(const SnapshotImport *im)
+{
+    return 1 + (im->base ? snapshot_import_depth(im->base) : 0);
+}
+
+GArray *snapshot_import_layers(const SnapshotImport *im)
+{
+    GArray *layers = im->base ? snapshot_import_layers(im->base) :
+        g_array_new(false, false, sizeof(RAMSnapshotLayer));
+    const RAMSnapshotLayer layer = {
+        .fd = im->fd,
+        .name = im->name,
+        .blocks = im->blocks,
+    };
+
+    g_array_append_val(layers, layer);
+    return layers;
 }
 
 bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file, bool check,
                       bool *is_stream, Error **errp)
 {
-    SnapshotImport im = { .name = file, .fd = -1 };
     ERRP_GUARD();
-    bool ok;
+    SnapshotImport *im = snapshot_import_new(file, check, errp);
+    bool ok = im && vm_snapshot_fill(s, n, make_images, im, errp);
 
-    im.blocks = g_array_new(false, false, sizeof(RAMSnapshotFileBlock));
-    g_array_set_clear_func(im.blocks, clear_block);
-    ok = open_file(&im, errp) && read_file(&im, check, errp) &&
-        vm_snapshot_fill(s, n, make_images, &im, errp);
-    *is_stream = !im.description;
+    if (im) {
+        *is_stream = !im->description;
+        snapshot_import_free(im);
+    }
     if (!ok) {
         error_prepend(errp, "'%s' cannot be loaded: ", file);
     }
-    if (im.fd >= 0) {
-        close(im.fd);
-    }
-    g_array_unref(im.blocks);
-    g_free(im.sections);
-    qapi_free_SnapshotFile(im.description);
     return ok;
 }

@@ -213,8 +213,8 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
 /** vm_snapshot_export_start: as vm_snapshot_export(); the slot is there */
 struct Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id,
                                      int flags, unsigned slot,
-                                     const char *file, uint64_t speed,
-                                     Error **errp);
+                                     const char *file, const char *base,
+                                     uint64_t speed, Error **errp);
 
 /* vm-snapshot-import.c: make a slot of a file */
 

@@ -331,8 +331,8 @@ Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
 }
 
 Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
-                        unsigned slot, const char *file, uint64_t speed,
-                        Error **errp)
+                        unsigned slot, const char *file, const char *base,
+                        uint64_t speed, Error **errp)
 {
     Job *job;
 
@@ -341,7 +341,8 @@ Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
         return NULL;
     }
     vm_snapshot_set_state(s, REQUEST_RUNNING);
-    job = vm_snapshot_export_start(s, job_id, flags, slot, file, speed, errp);
+    job = vm_snapshot_export_start(s, job_id, flags, slot, file, base, speed,
+                                   errp);
     vm_snapshot_set_state(s, REQUEST_IDLE);
     return job;
 }

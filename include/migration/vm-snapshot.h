@@ -203,18 +203,19 @@ struct Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
  * @flags: of job_create()
  * @file: that is replaced when all is written; or /dev/fdset/N, to be written
  *        to in place
+ * @base: of which the file is to have only what differs, or NULL
  * @speed: bytes a second at most, 0: no limit
  *
- * As vm_snapshot_run(), but returns when the job has begun.  The machine is
- * stopped for some milliseconds before.  Whatever becomes of the slot and of
- * the machine then, the file has what was in the slot.
+ * As vm_snapshot_run(), but returns when the job has begun.  Without @base, the
+ * machine is stopped for some milliseconds before.  Whatever becomes of the slot
+ * and of the machine then, the file has what was in the slot.
  *
  * Returns: the job, a reference of its own; or NULL with @errp set and nothing
  * changed
  */
 struct Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
-                               unsigned slot, const char *file, uint64_t speed,
-                               Error **errp);
+                               unsigned slot, const char *file,
+                               const char *base, uint64_t speed, Error **errp);
 
 /**
  * vm_snapshot_import: put into a slot what is in a file

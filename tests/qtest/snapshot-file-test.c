@@ -116,6 +116,25 @@ static char *end_job(QTestState *qts)
     }
 }
 
+/* Only what differs from @base, if that is not NULL */
+static void export_on(QTestState *qts, unsigned slot, const char *file,
+                      const char *base)
+{
+    g_autofree char *error = NULL;
+    QDict *args = qdict_new();
+
+    qdict_put_str(args, "job-id", "e");
+    qdict_put_int(args, "slot", slot);
+    qdict_put_str(args, "file", file);
+    if (base) {
+        qdict_put_str(args, "base", base);
+    }
+    qtest_qmp_assert_success(qts, "{ 'execute': 'x-snapshot-device-export',"
+                             " 'arguments': %p }", args);
+    error = end_job(qts);
+    g_assert_cmpstr(error, ==, NULL);
+}
+
 static void start_export(QTestState *qts, unsigned slot, const char *file,
                          uint64_t speed)
 {
@@ -127,11 +146,7 @@ static void start_export(QTestState *qts, unsigned slot, const char *file,
 
 static void export(QTestState *qts, unsigned slot, const char *file)
 {
-    g_autofree char *error = NULL;
-
-    start_export(qts, slot, file, 0);
-    error = end_job(qts);
-    g_assert_cmpstr(error, ==, NULL);
+    export_on(qts, slot, file, NULL);
 }
 
 static void import(QTestState *qts, unsigned slot, const char *file)
@@ -164,6 +179,15 @@ static void export_refused(QTestState *qts, const char *file, const char *text)
     assert_error(qtest_qmp_assert_failure_ref(
         qts, "{ 'execute': 'x-snapshot-device-export', 'arguments': "
         "{ 'job-id': 'e', 'slot': 0, 'file': %s } }", file), text);
+}
+
+static void export_on_refused(QTestState *qts, const char *file,
+                              const char *base, const char *text)
+{
+    assert_error(qtest_qmp_assert_failure_ref(
+        qts, "{ 'execute': 'x-snapshot-device-export', 'arguments': "
+        "{ 'job-id': 'e', 'slot': 0, 'file': %s, 'base': %s } }", file, base),
+        text);
 }
 
 static uint64_t get_uint(const QDict *d, const char *key)
@@ -262,11 +286,12 @@ static QDict *nth(const QDict *d, const char *list, unsigned n)
     return entry ? qobject_to(QDict, qlist_entry_obj(entry)) : NULL;
 }
 
-static bool block_bit(const File *f, const QDict *block, uint64_t page)
+static bool block_bit(const File *f, const QDict *block, const char *bitmap,
+                      uint64_t page)
 {
     uint8_t byte;
 
-    read_at(f, &byte, 1, get_uint(block, "bitmap") + page / 8);
+    read_at(f, &byte, 1, get_uint(block, bitmap) + page / 8);
     return byte >> page % 8 & 1;
 }
 
@@ -285,9 +310,9 @@ static void assert_same_ram(const File *a, const File *b)
         g_assert_cmpuint(length, ==, get_uint(y, "length"));
         for (page = 0; page < length / PAGE; page++) {
             uint8_t p[PAGE], q[PAGE];
-            bool there = block_bit(a, x, page);
+            bool there = block_bit(a, x, "bitmap", page);
 
-            if (there != block_bit(b, y, page)) {
+            if (there != block_bit(b, y, "bitmap", page)) {
                 g_test_message("page %" PRIu64 " of %s", page,
                                qdict_get_str(x, "name"));
                 g_assert_not_reached();
@@ -492,9 +517,10 @@ static void check_seeds(SnapshotVM *vm, const Seeds *seeds)
  * Catches: a file's pages that are given up while RAM lies on them, or while
  * a slot that was saved after it shares them; pages of another file, or the
  * store's, in their place; a view that moves and loses a file; two imports of
- * one file that are taken for one.
+ * one file that are taken for one; a page that is taken from another file of a
+ * row than the last that has it.
  */
-static void test_beside_slots(const void *machine)
+static void do_beside_slots(const char *machine, bool in_a_row)
 {
     const unsigned n = g_getenv("FULL") ? 3000 : 150;
     SnapshotVM *vm = start(machine, "");
@@ -511,7 +537,7 @@ static void test_beside_slots(const void *machine)
         write_seed(vm, 4 * MiB, now.low);
         write_seed(vm, 8 * MiB, now.high);
         snapshot_qmp(vm, "save", 0);
-        export(vm->qts, 0, files[i]);
+        export_on(vm->qts, 0, files[i], in_a_row && i ? files[i - 1] : NULL);
     }
     /* A slot shares pages with a file that goes while RAM lies on another. */
     import(vm->qts, 0, files[2]);
@@ -574,6 +600,141 @@ static void test_beside_slots(const void *machine)
     snapshot_vm_end(vm);
 }
 
+static void test_beside_slots(const void *machine)
+{
+    do_beside_slots(machine, false);
+}
+
+static void test_row_beside_slots(const void *machine)
+{
+    do_beside_slots(machine, true);
+}
+
+/* How often has QEMU opened it? */
+static unsigned count_opened(QTestState *qts, const char *file)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd", qtest_pid(qts));
+    g_autoptr(GDir) fds = g_dir_open(path, 0, NULL);
+    const char *name;
+    unsigned n = 0;
+
+    while ((name = g_dir_read_name(fds))) {
+        g_autofree char *fd = g_build_filename(path, name, NULL);
+        g_autofree char *link = g_file_read_link(fd, NULL);
+
+        n += !g_strcmp0(link, file);
+    }
+    return n;
+}
+
+/* In how many pages it differs from its base; in @zero of them by being zero */
+static void assert_differs(const char *path, unsigned pages, unsigned zero)
+{
+    unsigned n_pages = 0, n_zero = 0;
+    File *f = open_file(path);
+    QDict *block;
+
+    for (unsigned i = 0; (block = nth(f->d, "blocks", i)); i++) {
+        for (uint64_t k = 0; k < get_uint(block, "length") / PAGE; k++) {
+            if (block_bit(f, block, "bitmap", k)) {
+                n_pages++;
+            } else {
+                n_zero += !block_bit(f, block, "same", k);
+            }
+        }
+    }
+    g_assert_cmpuint(n_pages, ==, pages);
+    g_assert_cmpuint(n_zero, ==, zero);
+    close_file(f);
+}
+
+static uint64_t count_bytes(const char *path)
+{
+    struct stat st;
+
+    g_assert_cmpint(stat(path, &st), ==, 0);
+    return st.st_blocks * 512;
+}
+
+/*
+ * Catches: a page that a file with a base lacks, or has although the base has
+ * it; one that became zero, or again what it was two files before; a file that
+ * is as large as its base; a worker that is not what a whole file makes; a base
+ * that is opened once more by each of several slots, and then no relative of the
+ * others.
+ */
+static void test_base(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "");
+    g_autofree char *boot = path_of("bboot"), *one = path_of("bone");
+    g_autofree char *two = path_of("btwo"), *whole = path_of("bwhole");
+    g_autofree char *again = path_of("bagain");
+    QTestState *worker;
+
+    snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
+    for (unsigned i = 2; i < 6; i++) {
+        qtest_writeq(vm->qts, i * MiB, 1);
+    }
+    qtest_memset(vm->qts, 6 * MiB, 0, PAGE);
+    snapshot_save(vm, 0);
+    export(vm->qts, 0, boot);
+
+    qtest_writeq(vm->qts, 2 * MiB, 2);                  /* Changes, back */
+    qtest_writeq(vm->qts, 3 * MiB, 2);                  /* Changes twice */
+    qtest_writeq(vm->qts, 6 * MiB, 2);                  /* Zero before, after */
+    qtest_memset(vm->qts, 4 * MiB, 0, PAGE);            /* Becomes zero */
+    qtest_memset(vm->qts, 5 * MiB, 0, PAGE);            /* The same, and back */
+    qtest_writeq(vm->qts, RAM - 8, 2);                  /* The last page */
+    snapshot_qmp(vm, "save", 1);
+    export_on(vm->qts, 1, one, boot);
+    assert_differs(one, 4, 2);
+    g_assert_cmpuint(count_bytes(one), <, count_bytes(boot) / 2);
+
+    qtest_writeq(vm->qts, 2 * MiB, 1);
+    qtest_writeq(vm->qts, 3 * MiB, 3);
+    qtest_writeq(vm->qts, 5 * MiB, 3);
+    qtest_memset(vm->qts, 6 * MiB, 0, PAGE);
+    snapshot_qmp(vm, "save", 2);
+    export_on(vm->qts, 2, two, one);
+    assert_differs(two, 3, 1);
+    export(vm->qts, 2, whole);
+
+    worker = start_from(vm, machine, two, "");
+    assert_exact(worker, 0);
+    export(worker, 0, again);
+    assert_same_files(whole, again);
+    import(worker, 1, boot);
+    import(worker, 2, one);
+    /* What was not put back yet can be written again, too. */
+    export_on(worker, 2, again, boot);
+    assert_same_files(one, again);
+    g_assert_cmpuint(count_opened(worker, boot), ==, 1);
+    g_assert_cmpuint(count_opened(worker, one), ==, vm->remap ? 0 : 1);
+    for (unsigned i = 0; i < 60; i++) {
+        static const uint64_t at_3mib[] = { 3, 1, 2 };
+        unsigned slot = g_test_rand_int_range(0, 3);
+
+        qtest_writeq(worker, g_test_rand_int_range(0, RAM / 8) * 8, i);
+        restore(worker, slot);
+        assert_exact(worker, slot);
+        g_assert_cmphex(qtest_readq(worker, 3 * MiB), ==, at_3mib[slot]);
+    }
+    /* What one has no more need of, the others have. */
+    qmp_slot(worker, "x-snapshot-device-discard", 1);
+    restore(worker, 2);
+    assert_exact(worker, 2);
+    qmp_slot(worker, "x-snapshot-device-discard", 2);
+    restore(worker, 0);
+    assert_exact(worker, 0);
+    export(worker, 0, again);
+    assert_same_files(whole, again);
+    /* Of what there is already, nothing is written. */
+    export_on(worker, 0, again, two);
+    assert_differs(again, 0, 0);
+    qtest_quit(worker);
+    snapshot_vm_end(vm);
+}
+
 /*
  * Catches: memory, addresses or descriptors that an import or an export takes
  * and a discard does not give back. With one slot that stays, for without any
@@ -633,7 +794,7 @@ static uint64_t first_page(const File *f, const QDict *block, bool there)
 {
     uint64_t page = 0;
 
-    while (block_bit(f, block, page) != there) {
+    while (block_bit(f, block, "bitmap", page) != there) {
         page++;
     }
     return get_uint(block, "pages") + page * PAGE;
@@ -895,6 +1056,108 @@ static void test_hostile(const void *machine)
     snapshot_vm_end(vm);
 }
 
+static void replace_id(QTestState *qts, const char *path, const char *base)
+{
+    File *f = open_file(path);
+    QDict *b = qdict_get_qdict(f->d, "base");
+
+    if (base) {
+        qdict_put_str(b, "file", base);
+    } else {
+        qdict_del(f->d, "base");
+    }
+    write_qdict(f, f->d);
+    close_file(f);
+}
+
+/*
+ * Catches: a base that is missing, another one, or of another machine; a file
+ * that is written over its own base; one that is its own base, or has too many;
+ * bitmaps that contradict each other.
+ */
+static void test_base_refused(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "");
+    QTestState *qts = vm->qts;
+    g_autofree char *boot = path_of("rboot"), *one = path_of("rone");
+    g_autofree char *moved = path_of("rmoved"), *two = path_of("rtwo");
+    g_autofree char *last = g_strdup(boot), *before = NULL;
+    const QDict *block;
+    unsigned long bits;
+    File *f;
+
+    snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
+    snapshot_qmp(vm, "save", 0);
+    export(qts, 0, boot);
+    export_on(qts, 0, one, boot);
+
+    export_on_refused(qts, boot, boot, "it is of its own base");
+    export_on_refused(qts, boot, one, "it is of its own base");
+    export_on_refused(qts, one, one, "it is of its own base");
+    export_on_refused(qts, two, "/nowhere/at all", "cannot be a base");
+    export_on_refused(qts, two, "/dev/zero", "cannot be a base");
+    export_on_refused(qts, "/dev/fdset/1", boot, "has no place");
+    export_on_refused(qts, two, "/dev/fdset/1", "has no place");
+    import(qts, 4, one);
+
+    g_assert_cmpint(rename(boot, moved), ==, 0);
+    import_refused(qts, one, false, "Its base '");
+    import_refused(qts, one, false, "No such file");
+    /* The same bytes again are not the same file, but it could be. */
+    export(qts, 0, boot);
+    import_refused(qts, one, false, "is another file than it was");
+    g_assert_cmpint(rename(moved, boot), ==, 0);
+    import(qts, 4, one);
+    snapshot_qmp(vm, "discard", 4);
+
+    f = open_file(boot);
+    block = find_block(f, "pc.ram");
+    flip(qts, f, one, f->size - 1, "Its last bytes are damaged");
+    flip(qts, f, one, first_page(f, block, true) + 77,
+         "of the pages of 'pc.ram'");
+    close_file(f);
+
+    export_on(qts, 0, two, one);
+    f = open_file(two);
+    block = find_block(f, "pc.ram");
+    for (unsigned i = 0; i < 2; i++) {
+        lie(qts, f, two, (QDict *)block, "same", i ? UINT64_MAX : f->size - 1,
+            "RAM block 'pc.ram'");
+    }
+    lie(qts, f, two, (QDict *)block, "bitmap", get_uint(block, "same"),
+        "that are to be its base's");
+    flip(qts, f, two, get_uint(block, "same"), "the sum is wrong");
+    read_at(f, &bits, sizeof(bits), get_uint(block, "same"));
+    g_assert_cmphex(bits, ==, ULONG_MAX);
+    qdict_del((QDict *)block, "same");
+    write_qdict(f, f->d);
+    import_refused(qts, two, false, "does not tell what is its base's");
+    close_file(f);
+
+    export_on(qts, 0, two, one);
+    replace_id(qts, two, NULL);
+    import_refused(qts, two, false, "is to have a base, and it has none");
+    export_on(qts, 0, two, one);
+    replace_id(qts, two, two);
+    import_refused(qts, two, false, "More than 16 files");
+    import_refused(qts, two, true, "More than 16 files");
+
+    for (unsigned i = 1; i < 16; i++) {
+        g_autofree char *name = g_strdup_printf("row%u", i);
+
+        g_free(before);
+        before = g_steal_pointer(&last);
+        last = path_of(name);
+        export_on(qts, 0, last, before);
+    }
+    import(qts, 4, last);
+    export_on_refused(qts, two, last, "there are 15 files below it");
+    restore(qts, 4);
+    assert_exact(qts, 4);
+    assert_unharmed(qts);
+    snapshot_vm_end(vm);
+}
+
 /* Where numbers, strings and elements of a list begin in the description */
 static GArray *find_places(const char *text)
 {
@@ -1036,23 +1299,27 @@ static void test_bitmaps(const void *machine)
  * Catches: what nobody has thought of. Each input is a description with a few
  * changes and sums that are right.
  */
-static void test_mutations(const void *machine)
+static void do_mutations(const char *machine, bool has_base)
 {
     SnapshotVM *vm = snapshot_vm_start(",slots=5", "-M %s -m 1 -nodefaults"
-                                       " -rtc clock=vm -S",
-                                       (const char *)machine);
+                                       " -rtc clock=vm -S", machine);
     QTestState *qts = vm->qts;
     const char *inputs = g_getenv("SNAPSHOT_FILE_INPUTS");
     const unsigned n = inputs ? atoi(inputs) :
         g_getenv("FULL") ? 1000000 : 2000;
-    g_autofree char *path = path_of("mutations");
+    g_autofree char *path = path_of("mutations"), *base = path_of("mbase");
     unsigned taken = 0;
     GArray *places;
     File *f;
 
     qtest_memset(qts, 64 * KiB, 0xa5, 64 * KiB);
     snapshot_qmp(vm, "save", 0);
-    export(qts, 0, path);
+    if (has_base) {
+        export(qts, 0, base);
+        qtest_memset(qts, 96 * KiB, 0x5a, 64 * KiB);
+        snapshot_qmp(vm, "save", 0);
+    }
+    export_on(qts, 0, path, has_base ? base : NULL);
     f = open_file(path);
     places = find_places(f->text);
     for (unsigned i = 0; i < n; i++) {
@@ -1086,6 +1353,16 @@ static void test_mutations(const void *machine)
     g_array_unref(places);
     close_file(f);
     snapshot_vm_end(vm);
+}
+
+static void test_mutations(const void *machine)
+{
+    do_mutations(machine, false);
+}
+
+static void test_base_mutations(const void *machine)
+{
+    do_mutations(machine, true);
 }
 
 /* What makes a machine another one, and what of it is to be named */
@@ -1661,11 +1938,18 @@ int main(int argc, char **argv)
     dir = g_dir_make_tmp("snapshot-file-XXXXXX", NULL);
     snapshot_add_tests("file/exact", test_exact);
     snapshot_add_tests("file/beside-slots", test_beside_slots);
+    snapshot_add_tests("file/row-beside-slots", test_row_beside_slots);
+    snapshot_add_tests("file/base", test_base);
+    snapshot_add_tests("file/base-refused", test_base_refused);
     snapshot_add_tests("file/many-rounds", test_many_rounds);
     snapshot_add_tests("file/damaged", test_damaged);
     snapshot_add_tests("file/hostile", test_hostile);
     snapshot_add_test("pc", "dirty", "file/mutations", test_mutations);
     snapshot_add_test("pc", "remap", "file/mutations", test_mutations);
+    snapshot_add_test("pc", "dirty", "file/base-mutations",
+                      test_base_mutations);
+    snapshot_add_test("pc", "remap", "file/base-mutations",
+                      test_base_mutations);
     snapshot_add_test("pc", "dirty", "file/bitmaps", test_bitmaps);
     snapshot_add_test("pc", "remap", "file/bitmaps", test_bitmaps);
     snapshot_add_test("pc", "dirty", "file/states", test_states);
