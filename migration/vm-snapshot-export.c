@@ -10,7 +10,6 @@
  */
 
 #include "qemu/osdep.h"
-#include <zlib.h>
 #include "qemu/bitops.h"
 #include "qemu/cutils.h"
 #include "qemu/iov.h"
@@ -175,7 +174,7 @@ static void add_sum(ExportBlock *b, uint64_t offset, const uint8_t *page,
 {
     uint32_t *sum = &b->sums[offset / SNAPSHOT_FILE_SUM_BYTES];
 
-    *sum = cpu_to_be32(crc32(be32_to_cpu(*sum), page, size));
+    *sum = cpu_to_be32(snapshot_file_crc(be32_to_cpu(*sum), page, size));
 }
 
 /* @page: NULL if it is zero */
@@ -366,7 +365,7 @@ static void add_description(ExportJob *job)
 
         p->offset = part->offset;
         p->length = part->bytes->len;
-        p->crc = crc32(0, part->bytes->data, part->bytes->len);
+        p->crc = snapshot_file_crc(0, part->bytes->data, part->bytes->len);
         QAPI_LIST_APPEND(tail, p);
     }
     v = qobject_output_visitor_new(&obj);
@@ -379,9 +378,11 @@ static void add_description(ExportJob *job)
     bytes = add_part(job, parts_end(job));
     g_byte_array_append(bytes, (const uint8_t *)json->str, json->len);
     footer.length = cpu_to_be32(json->len);
-    footer.description_crc = cpu_to_be32(crc32(0, bytes->data, json->len));
-    footer.crc = cpu_to_be32(crc32(0, (const uint8_t *)&footer,
-                                   offsetof(SnapshotFileFooter, crc)));
+    footer.description_crc = cpu_to_be32(snapshot_file_crc(0, bytes->data,
+                                                           json->len));
+    footer.crc = cpu_to_be32(snapshot_file_crc(0, &footer,
+                                               offsetof(SnapshotFileFooter,
+                                                        crc)));
     g_byte_array_append(bytes, (const uint8_t *)&footer, sizeof(footer));
     g_string_free(json, true);
 }

@@ -8,7 +8,6 @@
  */
 
 #include "qemu/osdep.h"
-#include <zlib.h>
 #include "qemu/bitops.h"
 #include "qemu/cutils.h"
 #include "qapi/error.h"
@@ -81,7 +80,7 @@ static char *read_description(SnapshotImport *im, Error **errp)
         return NULL;
     }
     if (be32_to_cpu(footer.crc) !=
-        crc32(0, (const uint8_t *)&footer, offsetof(SnapshotFileFooter, crc))) {
+        snapshot_file_crc(0, &footer, offsetof(SnapshotFileFooter, crc))) {
         error_setg(errp, "Its last bytes are damaged");
         return NULL;
     }
@@ -102,7 +101,7 @@ static char *read_description(SnapshotImport *im, Error **errp)
         return NULL;
     }
     text[length] = 0;
-    if (crc32(0, (const uint8_t *)text, length) !=
+    if (snapshot_file_crc(0, text, length) !=
         be32_to_cpu(footer.description_crc)) {
         error_setg(errp, "Its description is damaged");
         return NULL;
@@ -193,7 +192,7 @@ static bool check_parts(const SnapshotImport *im, Error **errp)
             if (!snapshot_import_read(im, buf, n, part->offset + done, errp)) {
                 return false;
             }
-            crc = crc32(crc, buf, n);
+            crc = snapshot_file_crc(crc, buf, n);
         }
         if (crc != part->crc) {
             error_setg(errp, "It is damaged: of the %" PRIu64 " bytes at %"
@@ -381,7 +380,7 @@ static bool check_block_sums(const SnapshotImport *im,
         *offset += sizeof(expected);
         for (page = 0; page < n; page += size) {
             if (test_bit((at + page) / size, b->bitmap)) {
-                crc = crc32(crc, buf + page, size);
+                crc = snapshot_file_crc(crc, buf + page, size);
             } else if (!buffer_is_zero(buf + page, size)) {
                 error_setg(errp, "It is damaged: the page of '%s' at 0x%"
                            PRIx64 " is to be zero, and is not", b->idstr,

@@ -65,7 +65,7 @@ lock() {
 }
 
 # The QEMU files in our repository: all that lies in a directory which QEMU's
-# tree has too. scripts/ is ours alone. One path a line, relative.
+# tree has too; of scripts/, patches alone. One path a line, relative.
 our_files() {
     local dir dirs=()
     cd "$root" || return
@@ -76,7 +76,7 @@ our_files() {
         esac
     done
     # Changes to files at QEMU's top, such as MAINTAINERS.patch
-    find . -maxdepth 1 -name '*.patch' -printf '%P\n'
+    find . scripts -maxdepth 1 -name '*.patch' | sed 's,^\./,,'
     [ ${#dirs[@]} -gt 0 ] || return 0
     # A file removed but not yet committed is still listed by git.
     { git ls-files -co --exclude-standard -- "${dirs[@]}" 2>/dev/null ||
