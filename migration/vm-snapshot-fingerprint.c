@@ -49,10 +49,12 @@ static void add_property(GPtrArray *lines, Object *obj, const char *path,
                          const char *name)
 {
     g_autofree char *key = g_strdup_printf("%s.%s", path, name);
-    g_autofree char *now = object_property_print(obj, name, false, NULL);
     const char *value = at_start ? g_hash_table_lookup(at_start, key) : NULL;
+    g_autofree char *now = NULL;
 
-    value = value ?: now;
+    if (!value) {
+        value = now = object_property_print(obj, name, false, NULL);
+    }
     if (value) {
         g_ptr_array_add(lines, g_strdup_printf("%s=%s", key, value));
     }
