@@ -21,6 +21,7 @@
 #include "qobject/qstring.h"
 #include "hw/pci/pci_regs.h"
 #include "../migration/vm-snapshot-file.h"
+#include "snapshot-file-edit.h"
 #include "snapshot-utils.h"
 
 #define PAGE    4096
@@ -252,20 +253,7 @@ static void close_file(File *f)
 /* Give it another description, with sums that are right. */
 static void write_description(const File *f, const char *text, size_t length)
 {
-    SnapshotFileFooter footer = {
-        .magic = SNAPSHOT_FILE_MAGIC,
-        .version = cpu_to_be32(SNAPSHOT_FILE_VERSION),
-        .length = cpu_to_be32(length),
-        .offset = cpu_to_be64(f->offset),
-        .description_crc = cpu_to_be32(crc32(0, (uint8_t *)text, length)),
-    };
-
-    footer.crc = cpu_to_be32(crc32(0, (uint8_t *)&footer,
-                                   offsetof(SnapshotFileFooter, crc)));
-    write_at(f, text, length, f->offset);
-    write_at(f, &footer, sizeof(footer), f->offset + length);
-    g_assert_cmpint(ftruncate(f->fd, f->offset + length + sizeof(footer)), ==,
-                    0);
+    g_assert_true(snapshot_file_write(f->fd, f->offset, text, length));
 }
 
 static void write_qdict(const File *f, QDict *d)
@@ -1158,80 +1146,6 @@ static void test_base_refused(const void *machine)
     snapshot_vm_end(vm);
 }
 
-/* Where numbers, strings and elements of a list begin in the description */
-static GArray *find_places(const char *text)
-{
-    GArray *places = g_array_new(false, false, sizeof(unsigned));
-
-    for (unsigned i = 1; text[i]; i++) {
-        if ((g_ascii_isdigit(text[i]) && text[i - 1] == ' ') ||
-            text[i] == '{' || text[i] == '"' || text[i] == '[') {
-            g_array_append_val(places, i);
-        }
-    }
-    return places;
-}
-
-static unsigned any_place(const GArray *places)
-{
-    return g_array_index(places, unsigned,
-                         g_test_rand_int_range(0, places->len));
-}
-
-static void mutate_number(GString *s, unsigned at, unsigned digits)
-{
-    static const char *const values[] = {
-        "0", "1", "-1", "4096", "2147483648", "4294967295", "4294967296",
-        "9223372036854775807", "9223372036854775808", "18446744073709551615",
-        "18446744073709551616", "18446744073709547520", "1e3", "0.5", "null",
-        "[]", "{}", "\"0\"", "true", "4398046511104",
-    };
-    g_autofree char *near = NULL;
-    uint64_t value = g_ascii_strtoull(s->str + at, NULL, 10);
-    const char *with = values[g_test_rand_int_range(0, ARRAY_SIZE(values))];
-
-    if (g_test_rand_bit()) {
-        static const int64_t steps[] = {
-            -4096, -1, 1, 8, 512, 4096, 65536, -65536, 1048576,
-        };
-
-        value += steps[g_test_rand_int_range(0, ARRAY_SIZE(steps))];
-        near = g_strdup_printf("%" PRIu64, value);
-        with = near;
-    }
-    g_string_erase(s, at, digits);
-    g_string_insert(s, at, with);
-}
-
-static void mutate(GString *s, const GArray *places)
-{
-    unsigned at = any_place(places), other = any_place(places);
-    unsigned digits, length;
-
-    at = MIN(at, s->len - 1);
-    digits = strspn(s->str + at, "0123456789");
-    switch (g_test_rand_int_range(0, 8)) {
-    case 0:             /* A byte */
-        s->str[at] = g_test_rand_int_range(1, 256);
-        break;
-    case 1:             /* A piece of it is missing. */
-        length = MIN(g_test_rand_int_range(1, 200), s->len - at);
-        g_string_erase(s, at, length);
-        break;
-    case 2:             /* Or is there again, somewhere. */
-        other = MIN(other, s->len - 1);
-        length = MIN(g_test_rand_int_range(1, 200), s->len - other);
-        g_string_insert_len(s, at, s->str + other, length);
-        break;
-    default:
-        if (digits) {
-            mutate_number(s, at, digits);
-        } else {
-            mutate_number(s, at, 0);
-        }
-    }
-}
-
 /* Flip bits of a bitmap, and set the sum of what it is part of right. */
 static void mutate_bitmap(const File *f)
 {
@@ -1295,6 +1209,11 @@ static void test_bitmaps(const void *machine)
     snapshot_vm_end(vm);
 }
 
+static unsigned any_number(void *opaque, unsigned n)
+{
+    return g_test_rand_int_range(0, n);
+}
+
 /*
  * Catches: what nobody has thought of. Each input is a description with a few
  * changes and sums that are right.
@@ -1321,13 +1240,13 @@ static void do_mutations(const char *machine, bool has_base)
     }
     export_on(qts, 0, path, has_base ? base : NULL);
     f = open_file(path);
-    places = find_places(f->text);
+    places = snapshot_file_places(f->text);
     for (unsigned i = 0; i < n; i++) {
         GString *s = g_string_new(f->text);
         QDict *rsp;
 
         for (unsigned k = g_test_rand_int_range(1, 4); k; k--) {
-            mutate(s, places);
+            snapshot_file_edit(s, places, any_number, NULL);
         }
         write_description(f, s->str, s->len);
         g_string_free(s, true);
