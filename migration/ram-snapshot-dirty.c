@@ -946,30 +946,30 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
     }
 }
 
-/* Make RAM what an image of a file is: map what can be, and log the rest. */
-static void place(DirtyStore *ds, ImageNode *node)
+/* Make RAM what an image of a file is: map what can be, and read the rest. */
+static bool place(DirtyStore *ds, ImageNode *node, uint64_t *pages,
+                  Error **errp)
 {
-    g_autofree bool *mapped = g_new0(bool, node->blocks->len);
+    g_autoptr(GPtrArray) others = g_ptr_array_new();
     unsigned i;
+    bool ok;
 
     for (i = 0; i < node->blocks->len; i++) {
         const SavedBlock *b = node_block(node, i);
 
-        mapped[i] = map_block(node->file, b);
-        /* Who draws what is in it has to look at it again. */
-        if (mapped[i] && memory_region_get_dirty_log_mask(b->rb->mr) &
-                         BIT(DIRTY_MEMORY_VGA)) {
+        if (!map_block(node->file, b)) {
+            g_ptr_array_add(others, (void *)b);
+        } else if (memory_region_get_dirty_log_mask(b->rb->mr) &
+                   BIT(DIRTY_MEMORY_VGA)) {
+            /* Who draws what is in it has to look at it again. */
             memory_region_set_dirty(b->rb->mr, 0, b->used_length);
         }
     }
     set_lies_on(ds, node->file);
+    ok = ram_snapshot_read(node->file, others, pages, errp);
     ram_snapshot_flush_tcg();
     ram_dirty_log_clear(ds->log, 0);
-    for (i = 0; i < node->blocks->len; i++) {
-        if (!mapped[i]) {
-            log_differences(ds, node, node_block(node, i));
-        }
-    }
+    return ok;
 }
 
 static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
@@ -980,13 +980,17 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     bool placed = !is_related && node->file;
     unsigned logged, keep;
 
+    *pages = 0;
     if (placed) {
-        place(ds, node);
+        if (!place(ds, node, pages, errp)) {
+            set_current(ds, NULL);
+            return false;
+        }
     } else if (!is_related) {
         log_all(ds, node);
     }
     logged = ds->log->len;
-    *pages = copy_logged(ds, node, &keep);
+    *pages += copy_logged(ds, node, &keep);
     ram_dirty_log_clear(ds->log, keep);
     trace_ram_snapshot_put_back(logged, *pages, keep);
     set_current(ds, node);

@@ -256,7 +256,7 @@ static void warn_of_copies(const RAMSnapshot *snap)
 
     if (!file->mappable) {
         warn_report("snapshot: '%s' has old content where pages are zero: it "
-                    "is read and copied, not mapped", file->name);
+                    "is read in parallel and copied, not mapped", file->name);
         return;
     }
     for (unsigned i = 0; i < snap->blocks->len; i++) {
@@ -264,8 +264,8 @@ static void warn_of_copies(const RAMSnapshot *snap)
 
         if (b->length >= LARGE && !ram_block_can_lie_on(b)) {
             warn_report("snapshot: RAM block '%s' is shared, of huge pages or "
-                        "bound to a NUMA node: it is read from '%s' and "
-                        "copied, not mapped", b->idstr, file->name);
+                        "bound to a NUMA node: it is read in parallel from "
+                        "'%s' and copied, not mapped", b->idstr, file->name);
         }
     }
 }

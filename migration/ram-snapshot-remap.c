@@ -251,12 +251,29 @@ static void block_copy(const RemapSnapshot *rs, const SavedBlock *b)
     }
 }
 
-static bool block_restore(RemapSnapshot *rs, unsigned i, Error **errp)
+/* What cannot be mapped, if RAM was no image of the file before */
+static bool read_blocks(RemapSnapshot *rs, Error **errp)
+{
+    g_autoptr(GPtrArray) blocks = g_ptr_array_new();
+    uint64_t pages;
+
+    for (unsigned i = 0; i < rs->parent.blocks->len; i++) {
+        if (!block_can_remap(rs, saved_block(&rs->parent, i))) {
+            g_ptr_array_add(blocks, saved_block(&rs->parent, i));
+        }
+    }
+    return ram_snapshot_read(rs->parent.file, blocks, &pages, errp);
+}
+
+static bool block_restore(RemapSnapshot *rs, unsigned i, bool was_read,
+                          Error **errp)
 {
     const SavedBlock *b = saved_block(&rs->parent, i);
 
     if (!block_can_remap(rs, b)) {
-        block_copy(rs, b);
+        if (!was_read) {
+            block_copy(rs, b);
+        }
     } else if (rs->prepared[i]) {
         return block_move_mapping(rs, i, errp);
     } else if (madvise(b->host, b->length, MADV_DONTNEED) < 0) {
@@ -270,12 +287,16 @@ static bool remap_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
     RemapSnapshot *rs = remap(snap);
     RemapStore *store = remap_store(rs);
+    const bool read = snap->file && store->mapped != rs;
     unsigned i;
 
+    if (read && !read_blocks(rs, errp)) {
+        return false;
+    }
     for (i = 0; i < snap->blocks->len; i++) {
         const SavedBlock *b = saved_block(snap, i);
 
-        if (!block_restore(rs, i, errp)) {
+        if (!block_restore(rs, i, read, errp)) {
             /* RAM lies on two images now: keep both, trust neither. */
             snap->refs++;
             store->mapped_version = ram_list.version - 1;

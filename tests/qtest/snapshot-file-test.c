@@ -12,6 +12,7 @@
 #include "qemu/bitops.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
+#include "qemu/memfd.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qobject/qdict.h"
@@ -1414,6 +1415,91 @@ static void test_unnoticed(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/* Of the memory that test_shared() is about; some stripes of the reader's */
+#define SHARED (64 * MiB)
+
+/* Whose memory is the file that @fd is of this process */
+static char *shared_args(int fd)
+{
+    return g_strdup_printf("-m 64 -object memory-backend-file,id=ram,size=64M,"
+                           "share=on,mem-path=/proc/%d/fd/%d -machine "
+                           "memory-backend=ram", getpid(), fd);
+}
+
+/* Pages of the first, of a middle and of the last stripe, and what is beside */
+static void fill_shared(QTestState *qts, uint8_t value)
+{
+    qtest_memset(qts, 1 * MiB, value, 3 * PAGE);
+    qtest_memset(qts, 31 * MiB, value + 1, 2 * MiB);
+    qtest_memset(qts, 32 * MiB - PAGE, 0, 2 * PAGE);
+    qtest_memset(qts, 40 * MiB, value + 2, 4 * MiB);
+    qtest_memset(qts, SHARED - 1, value + 3, 1);
+}
+
+static void assert_same_content(int a, int b)
+{
+    g_autoptr(GMappedFile) x = g_mapped_file_new_from_fd(a, false, NULL);
+    g_autoptr(GMappedFile) y = g_mapped_file_new_from_fd(b, false, NULL);
+
+    g_assert_cmpuint(g_mapped_file_get_length(x), ==, SHARED);
+    g_assert_cmpmem(g_mapped_file_get_contents(x), SHARED,
+                    g_mapped_file_get_contents(y),
+                    g_mapped_file_get_length(y));
+}
+
+/*
+ * Catches: memory that has to stay where it is and is not what is in the file,
+ * in any of the parts that threads read; what was there, left where the file has
+ * zeroes; memory taken for what was never touched; a write after it that no
+ * restore puts back.
+ */
+static void test_shared(const void *machine)
+{
+    const int ram = qemu_memfd_create("ram", 0, false, 0, 0, &error_abort);
+    const int other = qemu_memfd_create("other", 0, false, 0, 0, &error_abort);
+    g_autofree char *path = path_of("shared");
+    g_autofree char *args = shared_args(ram), *other_args = shared_args(other);
+    SnapshotVM *vm = start(machine, args);
+    QTestState *worker;
+    struct stat st;
+
+    fill_shared(vm->qts, 0x10);
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+
+    worker = start_from(vm, machine, path, other_args);
+    g_assert_cmpint(fstat(other, &st), ==, 0);
+    g_assert_cmpint(st.st_blocks * 512, >, 6 * MiB);
+    g_assert_cmpint(st.st_blocks * 512, <, 8 * MiB);
+    assert_exact(worker, 0);
+    assert_same_content(ram, other);
+    for (unsigned i = 0; i < 3; i++) {
+        fill_shared(worker, i);
+        qtest_memset(worker, 50 * MiB, 1, 1 * MiB);
+        restore(worker, 0);
+        assert_same_content(ram, other);
+    }
+    assert_exact(worker, 0);
+
+    /* Over what is there, and from one to the other */
+    fill_shared(worker, 0x20);
+    qtest_memset(worker, 8 * MiB, 0x55, 5 * MiB);
+    qmp_slot(worker, "x-snapshot-device-save", 1);
+    import(worker, 2, path);
+    for (unsigned i = 0; i < 3; i++) {
+        restore(worker, 2);
+        assert_same_content(ram, other);
+        assert_exact(worker, 2);
+        qtest_memset(worker, 10 * MiB, 0x66, 20 * MiB);
+        restore(worker, 1);
+        assert_exact(worker, 1);
+    }
+    qtest_quit(worker);
+    snapshot_vm_end(vm);
+    close(ram);
+    close(other);
+}
+
 /* A machine that runs, or sleeps, has clocks that go on. */
 static void assert_exact_but_time(QTestState *qts, unsigned slot)
 {
@@ -1678,6 +1764,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/places", test_places);
     snapshot_add_tests("file/changed", test_changed);
     snapshot_add_tests("file/unnoticed", test_unnoticed);
+    snapshot_add_tests("file/shared", test_shared);
     snapshot_add_test("q35", "dirty", "file/fingerprint", test_fingerprint);
     ret = g_test_run();
     remove_dir();
