@@ -94,6 +94,8 @@ typedef struct SnapshotImport {
     GArray *blocks;             /* of RAMSnapshotFileBlock */
     uint8_t *sections;          /* of all, in a row */
     uint64_t devices;           /* where a migration's stream goes on */
+    const char *touched_list;   /* name, or NULL */
+    SnapshotTouched *touched;   /* that is to be written, or NULL */
 } SnapshotImport;
 
 /** snapshot_import_has: does the file have so many bytes there? */
@@ -106,6 +108,19 @@ static inline bool snapshot_import_has(const SnapshotImport *im,
 /** snapshot_import_read: read so many bytes, or fail with @errp set */
 bool snapshot_import_read(const SnapshotImport *im, void *buf, size_t length,
                           uint64_t offset, Error **errp);
+
+/* vm-snapshot-touched.c: what the first run from a file touched */
+
+/**
+ * snapshot_touched_open: read ahead what a list names, if it is there
+ * @im: a file whose description was read
+ *
+ * What is wrong with the list is a warning.
+ *
+ * Returns: what is to write the list if there is none, else NULL
+ */
+SnapshotTouched *snapshot_touched_open(const SnapshotImport *im,
+                                       const char *list);
 
 /*
  * vm-snapshot-import-stream.c: files of QEMU's own migration, with mapped-ram,

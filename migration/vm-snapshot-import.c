@@ -11,6 +11,7 @@
 #include <zlib.h>
 #include "qemu/bitops.h"
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
 #include "qapi/qobject-input-visitor.h"
@@ -423,14 +424,40 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
     }
     slot->ram = ram_snapshot_open(s->store, im->fd, im->name, im->blocks,
                                   im->description, errp);
+    slot->touched = g_steal_pointer(&im->touched);
     return slot->ram;
+}
+
+/* The disk is to have all requests at once, and none of a page before them. */
+static void ask_for_parts(const SnapshotImport *im)
+{
+    const SnapshotFilePartList *l;
+
+    for (l = im->description->parts; l; l = l->next) {
+        posix_fadvise(im->fd, l->value->offset, l->value->length,
+                      POSIX_FADV_WILLNEED);
+    }
+}
+
+static bool read_parts(SnapshotImport *im, Error **errp)
+{
+    if (!parse_description(im, errp) || !check_machine(im, errp)) {
+        return false;
+    }
+    ask_for_parts(im);
+    if (!check_parts(im, errp)) {
+        return false;
+    }
+    if (im->touched_list) {
+        im->touched = snapshot_touched_open(im, im->touched_list);
+    }
+    return true;
 }
 
 static bool read_file(SnapshotImport *im, bool check, Error **errp)
 {
     if (has_footer(im)) {
-        if (!parse_description(im, errp) || !check_machine(im, errp) ||
-            !check_parts(im, errp)) {
+        if (!read_parts(im, errp)) {
             return false;
         }
         list_blocks(im);
@@ -439,14 +466,18 @@ static bool read_file(SnapshotImport *im, bool check, Error **errp)
     } else if (check) {
         error_setg(errp, "It has no sums: it is a migration's");
         return false;
+    } else if (im->touched_list) {
+        warn_report("snapshot: '%s' is a migration's, and has no id: touched= "
+                    "is not used", im->name);
     }
     return read_blocks(im, errp) && (!check || check_sums(im, errp));
 }
 
-bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file, bool check,
-                      bool *is_stream, Error **errp)
+bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file,
+                      const char *touched, bool check, bool *is_stream,
+                      Error **errp)
 {
-    SnapshotImport im = { .name = file, .fd = -1 };
+    SnapshotImport im = { .name = file, .fd = -1, .touched_list = touched };
     ERRP_GUARD();
     bool ok;
 
@@ -463,6 +494,7 @@ bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file, bool check,
     }
     g_array_unref(im.blocks);
     g_free(im.sections);
+    snapshot_touched_free(im.touched);
     qapi_free_SnapshotFile(im.description);
     return ok;
 }

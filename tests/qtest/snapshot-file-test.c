@@ -7,7 +7,10 @@
  */
 
 #include "qemu/osdep.h"
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <zlib.h>
 #include "qemu/bitops.h"
 #include "qemu/bswap.h"
@@ -1449,8 +1452,8 @@ static void assert_same_content(int a, int b)
 
 /*
  * Catches: memory that has to stay where it is and is not what is in the file,
- * in any of the parts that threads read; what was there, left where the file has
- * zeroes; memory taken for what was never touched; a write after it that no
+ * in any of the parts that threads read; what was there, left where the file
+ * has zeroes; memory taken for what was never touched; a write after it that no
  * restore puts back.
  */
 static void test_shared(const void *machine)
@@ -1498,6 +1501,223 @@ static void test_shared(const void *machine)
     snapshot_vm_end(vm);
     close(ram);
     close(other);
+}
+
+/* Is a page of RAM in a list?  @f is the file that it is of. */
+static bool is_listed(const char *list, const File *f, uint64_t page)
+{
+    const uint64_t at = get_uint(find_block(f, "pc.ram"), "pages") + page;
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+    bool found = false;
+
+    g_assert_true(g_file_get_contents(list, &text, NULL, NULL));
+    lines = g_strsplit(text, "\n", 0);
+    g_assert_cmpstr(lines[0], ==, "QEMU snapshot touched 1");
+    g_assert_cmpstr(lines[1], ==, qdict_get_str(f->d, "id"));
+    for (unsigned i = 2; *lines[i]; i++) {
+        uint64_t offset, length;
+
+        g_assert_cmpint(sscanf(lines[i], "%" SCNx64 " %" SCNx64, &offset,
+                               &length), ==, 2);
+        found |= at >= offset && at + PAGE <= offset + length;
+    }
+    return found;
+}
+
+/* What has a run to touch for a list; other pages are far from these. */
+static void touch(QTestState *qts)
+{
+    qtest_readb(qts, 5 * MiB);
+    qtest_writeb(qts, 9 * MiB, 1);
+}
+
+/* As QEMU finds out whether the host can tell of single pages */
+static bool host_tells_pages(void)
+{
+    struct uffdio_api api = {
+        .api = UFFD_API,
+        .features = UFFD_FEATURE_WP_ASYNC,
+    };
+    int fd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+    bool ok = fd >= 0 && !ioctl(fd, UFFDIO_API, &api);
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ok;
+}
+
+static void assert_touched(const char *list, const File *f)
+{
+    if (host_tells_pages()) {
+        g_assert_false(is_listed(list, f, 5 * MiB + PAGE));
+        g_assert_false(is_listed(list, f, 9 * MiB + PAGE));
+    }
+    g_assert_true(is_listed(list, f, 5 * MiB));
+    g_assert_true(is_listed(list, f, 9 * MiB));
+    g_assert_false(is_listed(list, f, 7 * MiB));
+    g_assert_false(is_listed(list, f, 14 * MiB));
+}
+
+/*
+ * Catches: a list that lacks what the run read or wrote, or has all there is;
+ * one that is of a later run, or that an end without a restore leaves
+ * unwritten; one that is there and is not used, or is written to.
+ */
+static void test_touched(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "");
+    g_autofree char *path = path_of("touched"), *log = path_of("touchedlog");
+    g_autofree char *list = path_of("list"), *other = path_of("otherlist");
+    g_autofree char *load = g_strdup_printf("%s,touched=%s", path, list);
+    g_autofree char *load_other = g_strdup_printf("%s,touched=%s", path, other);
+    g_autofree char *args = g_strdup_printf("-trace vm_snapshot_read_ahead -D "
+                                            "%s", log);
+    g_autofree char *before = NULL, *text = NULL;
+    QTestState *worker;
+    File *f;
+
+    for (unsigned i = 0; i < RAM / PAGE; i++) {
+        qtest_writel(vm->qts, i * PAGE + 8, i + 1);
+    }
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+    f = open_file(path);
+
+    /* Of the machine before */
+    unlink(list);
+    unlink(other);
+    worker = start_from(vm, machine, load, "");
+    touch(worker);
+    g_assert_false(g_file_test(list, G_FILE_TEST_EXISTS));
+    restore(worker, 0);
+    assert_touched(list, f);
+    qtest_memset(worker, 1 * MiB, 2, 14 * MiB);
+    restore(worker, 0);
+    assert_touched(list, f);
+    assert_exact(worker, 0);
+    qtest_quit(worker);
+
+    g_assert_true(g_file_get_contents(list, &before, NULL, NULL));
+    worker = start_from(vm, machine, load, args);
+    qtest_memset(worker, 1 * MiB, 2, 14 * MiB);
+    restore(worker, 0);
+    assert_exact(worker, 0);
+    qtest_quit(worker);
+    assert_content(list, before);
+    g_assert_true(g_file_get_contents(log, &text, NULL, NULL));
+    g_assert_nonnull(strstr(text, " ranges, "));
+
+    worker = start_from(vm, machine, load_other, "");
+    touch(worker);
+    qtest_quit(worker);
+    assert_touched(other, f);
+    close_file(f);
+    snapshot_vm_end(vm);
+}
+
+static char *replace(const char *text, const char *from, const char *to)
+{
+    g_auto(GStrv) parts = g_strsplit(text, from, 0);
+
+    return g_strjoinv(to, parts);
+}
+
+/* %id and %size stand for those of the file. */
+static void write_list(const char *list, const char *form, const File *f)
+{
+    g_autofree char *size = g_strdup_printf("%" PRIx64, f->size);
+    g_autofree char *text = replace(form, "%id", qdict_get_str(f->d, "id"));
+    g_autofree char *all = replace(text, "%size", size);
+
+    g_assert_true(g_file_set_contents(list, all, -1, NULL));
+}
+
+/* Import with a list that is no good: a warning, and nothing else */
+static void list_refused(QTestState *qts, const char *path, const char *list,
+                         const char *text)
+{
+    g_autofree char *said = qtest_hmp(qts, "x_snapshot_device_import -t %s "
+                                      "%s 4", list, path);
+
+    g_test_message("%s", said);
+    g_assert_nonnull(strstr(said, "is not used: "));
+    g_assert_nonnull(strstr(said, text));
+    for (unsigned i = 0; i < 2; i++) {
+        touch(qts);
+        restore(qts, 4);
+    }
+    assert_exact(qts, 4);
+}
+
+/*
+ * Catches: a list that makes a load fail or wait, or is believed, whatever is
+ * in it, or that is replaced though it is none.
+ */
+static void test_lists(const void *machine)
+{
+#define BEGIN "QEMU snapshot touched 1\n%id\n"
+    static const struct {
+        const char *form, *text;
+    } lists[] = {
+        { "", "none of this version" },
+        { "QEMU snapshot touched 2\n", "none of this version" },
+        { "QEMU snapshot touched 1\nanother\n", "another file" },
+        { "QEMU snapshot touched 1", "none of this version" },
+        { BEGIN "0 %size1\n", "no range" },
+        { BEGIN "%size 1\n", "no range" },
+        { BEGIN "ffffffffffffffff 2\n", "no range" },
+        { BEGIN "1000 ffffffffffffffff\n", "no range" },
+        { BEGIN "10000000000000000 1\n", "no range" },
+        { BEGIN "2000 1000\n1000 1000\n", "no range" },
+        { BEGIN "1000 1000\n1fff 1\n", "no range" },
+        { BEGIN "1000 0\n", "no range" },
+        { BEGIN "-1 1\n", "no range" },
+        { BEGIN "1000 -1\n", "no range" },
+        { BEGIN " 1000 1\n", "no range" },
+        { BEGIN "1000\n", "no range" },
+        { BEGIN "1000 1 1\n", "no range" },
+        { BEGIN "\n", "no range" },
+        { BEGIN "1000 1000", "cut off" },
+    };
+    SnapshotVM *vm = start(machine, "");
+    g_autofree char *path = path_of("lists"), *list = path_of("bad");
+    g_autofree char *fifo = path_of("badfifo"), *nowhere = path_of("no/list");
+    QDict *rsp;
+    File *f;
+
+    snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+    f = open_file(path);
+    for (unsigned i = 0; i < ARRAY_SIZE(lists); i++) {
+        g_autofree char *before = NULL;
+
+        write_list(list, lists[i].form, f);
+        g_assert_true(g_file_get_contents(list, &before, NULL, NULL));
+        list_refused(vm->qts, path, list, lists[i].text);
+        assert_content(list, before);
+    }
+    g_assert_cmpint(truncate(list, 4 * MiB + 1), ==, 0);
+    list_refused(vm->qts, path, list, "more than");
+    unlink(fifo);
+    g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
+    list_refused(vm->qts, path, fifo, "no regular file");
+    list_refused(vm->qts, path, dir, "no regular file");
+    list_refused(vm->qts, path, "/proc/self/mem", "");
+
+    rsp = qtest_qmp(vm->qts, "{ 'execute': 'x-snapshot-device-import', "
+                    "'arguments': { 'slot': 4, 'file': %s, 'touched': %s } }",
+                    path, nowhere);
+    g_assert_true(qdict_haskey(rsp, "return"));
+    qobject_unref(rsp);
+    restore(vm->qts, 4);
+    restore(vm->qts, 4);
+    assert_exact(vm->qts, 4);
+    close_file(f);
+    snapshot_vm_end(vm);
+#undef BEGIN
 }
 
 /* A machine that runs, or sleeps, has clocks that go on. */
@@ -1765,6 +1985,9 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/changed", test_changed);
     snapshot_add_tests("file/unnoticed", test_unnoticed);
     snapshot_add_tests("file/shared", test_shared);
+    snapshot_add_tests("file/touched", test_touched);
+    snapshot_add_test("pc", "dirty", "file/lists", test_lists);
+    snapshot_add_test("q35", "remap", "file/lists", test_lists);
     snapshot_add_test("q35", "dirty", "file/fingerprint", test_fingerprint);
     ret = g_test_run();
     remove_dir();
