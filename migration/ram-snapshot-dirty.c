@@ -934,6 +934,15 @@ static ImageNode *add_file_nodes(RAMSnapshot *snap, const GArray *layers,
     return node;
 }
 
+/* The file that RAM can be mapped from, to become an image, or NULL */
+static const ImageNode *node_root_file(const ImageNode *node)
+{
+    while (node->from) {
+        node = node->from;
+    }
+    return node->file ? node : NULL;
+}
+
 /* Enter what a file, and those that it is based on, have. */
 static void fill_table(DirtyStore *ds, ImageNode *node, const ImageNode *file,
                        const GArray *layers, unsigned layer)
@@ -970,8 +979,9 @@ static bool dirty_open(RAMSnapshot *snap, const GArray *layers, Error **errp)
     node_set_from(node, file);
     node_give_table(ds, node);
     fill_table(ds, node, file, layers, layers->len - 1);
-    /* The nodes of files have their own, which others may share. */
-    image_file_unref(g_steal_pointer(&snap->file));
+    /* Others may have opened it before. */
+    image_file_unref(snap->file);
+    snap->file = g_rc_box_acquire(node_root_file(node)->file);
     node->held = true;
     container_of(snap, DirtySnapshot, parent)->node = node;
     return true;
@@ -1088,44 +1098,34 @@ static void set_lies_on(DirtyStore *ds, ImageFile *file)
 
 /*
  * Make RAM what the file is that an image has at the root of its tree: map what
- * can be, and log what differs.
- *
- * Returns: false if there is no such file
+ * can be, read the rest, and log what differs on the way from there.
  */
-static bool place(DirtyStore *ds, ImageNode *node)
+static bool place(DirtyStore *ds, const ImageNode *root, const ImageNode *node,
+                  uint64_t *pages, Error **errp)
 {
-    g_autofree bool *mapped = g_new0(bool, node->blocks->len);
-    const ImageNode *root = node;
+    g_autoptr(GPtrArray) others = g_ptr_array_new();
     unsigned i;
+    bool ok;
 
-    while (root->from) {
-        root = root->from;
-    }
-    if (!root->file) {
-        return false;
-    }
     for (i = 0; i < root->blocks->len; i++) {
         const SavedBlock *b = node_block(root, i);
 
-        mapped[i] = map_block(root->file, b);
-        /* Who draws what is in it has to look at it again. */
-        if (mapped[i] && memory_region_get_dirty_log_mask(b->rb->mr) &
-                         BIT(DIRTY_MEMORY_VGA)) {
+        if (!map_block(root->file, b)) {
+            g_ptr_array_add(others, (void *)b);
+        } else if (memory_region_get_dirty_log_mask(b->rb->mr) &
+                   BIT(DIRTY_MEMORY_VGA)) {
+            /* Who draws what is in it has to look at it again. */
             memory_region_set_dirty(b->rb->mr, 0, b->used_length);
         }
     }
     set_lies_on(ds, root->file);
+    ok = ram_snapshot_read(root->file, others, pages, errp);
     ram_snapshot_flush_tcg();
     ram_dirty_log_clear(ds->log, 0);
-    for (i = 0; i < root->blocks->len; i++) {
-        if (!mapped[i]) {
-            log_differences(ds, node, node_block(root, i));
-        }
-    }
     while (node != root) {
         node = log_step_up(ds, node);
     }
-    return true;
+    return ok;
 }
 
 static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
@@ -1133,18 +1133,24 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     DirtyStore *ds = dirty_store(snap->store);
     ImageNode *node = image_node(snap);
     bool is_related = log_complete(ds) && log_path(ds, node);
-    bool placed = !is_related && place(ds, node);
+    const ImageNode *root = node_root_file(node);
     unsigned logged, keep;
 
-    if (!is_related && !placed) {
+    *pages = 0;
+    if (!is_related && root) {
+        if (!place(ds, root, node, pages, errp)) {
+            set_current(ds, NULL);
+            return false;
+        }
+    } else if (!is_related) {
         log_all(ds, node);
     }
     logged = ds->log->len;
-    *pages = copy_logged(ds, node, &keep);
+    *pages += copy_logged(ds, node, &keep);
     ram_dirty_log_clear(ds->log, keep);
     trace_ram_snapshot_put_back(logged, *pages, keep);
     set_current(ds, node);
-    return !(*pages || placed) || !kvm_enabled() || kvm_ram_written(errp);
+    return !(*pages || (!is_related && root)) || !kvm_enabled() || kvm_ram_written(errp);
 }
 
 static void dirty_release(RAMSnapshot *snap)

@@ -219,6 +219,7 @@ static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
                       Error **errp)
 {
     const char *idstr = ram_block_name(rb);
+    const RAMSnapshotFileBlock *f;
     SavedBlock *b;
 
     if (find_saved_block(snap, idstr)) {
@@ -226,7 +227,11 @@ static bool add_block(RAMSnapshot *snap, const GArray *blocks, RAMBlock *rb,
         return false;
     }
     b = ram_snapshot_add_block(snap, rb);
-    b->pos = find_file_block(blocks, idstr)->pages;
+    f = find_file_block(blocks, idstr);
+    b->pos = f->pages;
+    b->bitmap = g_memdup2(f->bitmap,
+                          BITS_TO_LONGS(f->length / qemu_target_page_size()) *
+                          sizeof(unsigned long));
     return true;
 }
 
@@ -260,7 +265,7 @@ static void warn_of_copies(const RAMSnapshot *snap)
 
     if (!file->mappable) {
         warn_report("snapshot: '%s' has old content where pages are zero: it "
-                    "is read and copied, not mapped", file->name);
+                    "is read in parallel and copied, not mapped", file->name);
         return;
     }
     for (unsigned i = 0; i < snap->blocks->len; i++) {
@@ -268,8 +273,8 @@ static void warn_of_copies(const RAMSnapshot *snap)
 
         if (b->length >= LARGE && !ram_block_can_lie_on(b)) {
             warn_report("snapshot: RAM block '%s' is shared, of huge pages or "
-                        "bound to a NUMA node: it is read from '%s' and "
-                        "copied, not mapped", b->idstr, file->name);
+                        "bound to a NUMA node: it is read in parallel from "
+                        "'%s' and copied, not mapped", b->idstr, file->name);
         }
     }
 }
@@ -366,7 +371,7 @@ static const RAMSnapshotLayer *page_layer(const GArray *layers,
     return NULL;
 }
 
-static int read_all(int fd, uint8_t *buf, size_t length, off_t pos)
+int image_file_read(int fd, uint8_t *buf, size_t length, off_t pos)
 {
     while (length) {
         ssize_t n = RETRY_ON_EINTR(pread(fd, buf, length, pos));
@@ -400,13 +405,19 @@ int ram_snapshot_layers_read(const GArray *layers, const char *idstr,
         }
         length = (page - first) << bits;
         if (layer) {
-            ret = read_all(layer->fd, buf, length, pages + (first << bits));
+            ret = image_file_read(layer->fd, buf, length,
+                                  pages + (first << bits));
         } else {
             memset(buf, 0, length);
         }
         buf += length;
     }
     return ret;
+}
+
+bool ram_snapshot_is_mapped(const RAMSnapshot *snap)
+{
+    return snap->file;
 }
 
 RAMSnapshotView *ram_snapshot_view_new(RAMSnapshot *snap, Error **errp)

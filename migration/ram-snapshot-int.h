@@ -137,12 +137,30 @@ void *ram_block_map(const SavedBlock *b, int fd, off_t pos, Error **errp);
 /** ram_block_move_mapping: replace a block's memory; on failure it is as was */
 bool ram_block_move_mapping(const SavedBlock *b, void *mapping, Error **errp);
 
+/**
+ * ram_snapshot_read: make blocks what they are in a file, in several threads
+ * @blocks: of SavedBlock, each with a bitmap
+ * @pages: set to how many differed
+ *
+ * Only pages that differ are written to, and those that are zero in the file
+ * and were never written to are not even read.  Who has to know of writes to
+ * RAM is told.
+ *
+ * Returns: false with @errp set if the file cannot be read: then the blocks are
+ * neither what they were nor what is in it
+ */
+bool ram_snapshot_read(const ImageFile *file, const GPtrArray *blocks,
+                       uint64_t *pages, Error **errp);
+
 /** ram_snapshot_flush_tcg: forget what TCG knows of RAM, all of it is new */
 void ram_snapshot_flush_tcg(void);
 
 /** layer_block: what a file of an image has of a block */
 const RAMSnapshotFileBlock *layer_block(const GArray *layers, unsigned i,
                                         const SavedBlock *b);
+
+/** image_file_read: read so many bytes, in any thread; 0 or -errno */
+int image_file_read(int fd, uint8_t *buf, size_t length, off_t pos);
 
 /** image_file_is_as_opened: false with @errp set if somebody changed it */
 bool image_file_is_as_opened(const ImageFile *file, Error **errp);

@@ -210,8 +210,11 @@ static bool open_layers(RAMSnapshot *snap, const GArray *layers, Error **errp)
                 "copied, not mapped",
                 g_array_index(layers, RAMSnapshotLayer, layers->len - 1).name);
     for (i = 0; i < snap->blocks->len; i++) {
-        saved_block(snap, i)->pos = pos;
-        pos += saved_block(snap, i)->length;
+        SavedBlock *b = saved_block(snap, i);
+
+        g_clear_pointer(&b->bitmap, g_free);
+        b->pos = pos;
+        pos += b->length;
     }
     if (!image_reserve(remap(snap), &zeroed, errp)) {
         return false;
@@ -231,13 +234,6 @@ static bool remap_open(RAMSnapshot *snap, const GArray *layers, Error **errp)
 {
     if (layers->len > 1) {
         return open_layers(snap, layers, errp);
-    }
-    for (unsigned i = 0; i < snap->blocks->len; i++) {
-        SavedBlock *b = saved_block(snap, i);
-        const size_t pages = b->length >> qemu_target_page_bits();
-
-        b->bitmap = g_memdup2(layer_block(layers, 0, b)->bitmap,
-                              BITS_TO_LONGS(pages) * sizeof(unsigned long));
     }
     if (!image_view(remap(snap), snap->file->fd, 0, snap->file->end, errp)) {
         return false;
@@ -325,12 +321,29 @@ static void block_copy(const RemapSnapshot *rs, const SavedBlock *b)
     }
 }
 
-static bool block_restore(RemapSnapshot *rs, unsigned i, Error **errp)
+/* What cannot be mapped, if RAM was no image of the file before */
+static bool read_blocks(RemapSnapshot *rs, Error **errp)
+{
+    g_autoptr(GPtrArray) blocks = g_ptr_array_new();
+    uint64_t pages;
+
+    for (unsigned i = 0; i < rs->parent.blocks->len; i++) {
+        if (!block_can_remap(rs, saved_block(&rs->parent, i))) {
+            g_ptr_array_add(blocks, saved_block(&rs->parent, i));
+        }
+    }
+    return ram_snapshot_read(rs->parent.file, blocks, &pages, errp);
+}
+
+static bool block_restore(RemapSnapshot *rs, unsigned i, bool was_read,
+                          Error **errp)
 {
     const SavedBlock *b = saved_block(&rs->parent, i);
 
     if (!block_can_remap(rs, b)) {
-        block_copy(rs, b);
+        if (!was_read) {
+            block_copy(rs, b);
+        }
     } else if (rs->prepared[i]) {
         return block_move_mapping(rs, i, errp);
     } else if (madvise(b->host, b->length, MADV_DONTNEED) < 0) {
@@ -344,12 +357,16 @@ static bool remap_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
 {
     RemapSnapshot *rs = remap(snap);
     RemapStore *store = remap_store(rs);
+    const bool read = snap->file && store->mapped != rs;
     unsigned i;
 
+    if (read && !read_blocks(rs, errp)) {
+        return false;
+    }
     for (i = 0; i < snap->blocks->len; i++) {
         const SavedBlock *b = saved_block(snap, i);
 
-        if (!block_restore(rs, i, errp)) {
+        if (!block_restore(rs, i, read, errp)) {
             /* RAM lies on two images now: keep both, trust neither. */
             snap->refs++;
             store->mapped_version = ram_list.version - 1;

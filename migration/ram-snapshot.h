@@ -122,6 +122,39 @@ RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, GArray *layers,
                                bool holes, Error **errp);
 
 /**
+ * RAMSnapshotTouched: what finds the pages of a file that RAM has touched
+ */
+typedef struct RAMSnapshotTouched RAMSnapshotTouched;
+
+/** RAMTouchedFn: called for bytes of the file, of each block in their order */
+typedef void RAMTouchedFn(off_t offset, off_t length, void *opaque);
+
+/**
+ * ram_snapshot_touched_begin: RAM was just put back from a file
+ * @snap: that ram_snapshot_open() has returned
+ *
+ * Returns: for ram_snapshot_touched_free()
+ */
+RAMSnapshotTouched *ram_snapshot_touched_begin(const RAMSnapshot *snap);
+
+/**
+ * ram_snapshot_touched_find: what was touched since
+ *
+ * Before the next restore, of whatever image.  Called with the BQL held, vCPUs
+ * may run.  A host older than Linux 6.7 maps neighbours with a page, if it has
+ * read them: they count as touched.
+ *
+ * Returns: false with @errp set if the host does not tell
+ */
+bool ram_snapshot_touched_find(const RAMSnapshotTouched *t, RAMTouchedFn *fn,
+                               void *opaque, Error **errp);
+
+void ram_snapshot_touched_free(RAMSnapshotTouched *t);
+
+/** ram_snapshot_is_mapped: is RAM mapped from a file, as far as it can be? */
+bool ram_snapshot_is_mapped(const RAMSnapshot *snap);
+
+/**
  * RAMSnapshotView: an image to be read in any thread, while the machine runs
  *
  * The image is kept until ram_snapshot_view_free(), whoever frees it.

@@ -82,12 +82,13 @@ void qmp_x_snapshot_device_export(const char *job_id, uint32_t slot,
 }
 
 void qmp_x_snapshot_device_import(uint32_t slot, const char *file,
-                                  bool has_check, bool check, Error **errp)
+                                  const char *touched, bool has_check,
+                                  bool check, Error **errp)
 {
     VMSnapshot *s = find_engine(errp);
 
     if (s) {
-        vm_snapshot_import(s, slot, file, has_check && check, errp);
+        vm_snapshot_import(s, slot, file, touched, has_check && check, errp);
     }
 }
 
@@ -240,7 +241,8 @@ void hmp_x_snapshot_device_import(Monitor *mon, const QDict *qdict)
     uint32_t slot;
 
     if (hmp_slot(qdict, &slot, &err)) {
-        qmp_x_snapshot_device_import(slot, qdict_get_str(qdict, "file"), true,
+        qmp_x_snapshot_device_import(slot, qdict_get_str(qdict, "file"),
+                                     qdict_get_try_str(qdict, "touched"), true,
                                      qdict_get_try_bool(qdict, "check", false),
                                      &err);
     }

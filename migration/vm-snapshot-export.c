@@ -911,7 +911,7 @@ static SnapshotImport *open_base(const char *file, const char *base,
         error_append_hint(errp, "Give the names of both files.\n");
         return NULL;
     }
-    im = snapshot_import_new(base, false, errp);
+    im = snapshot_import_new(base, NULL, false, errp);
     if (!im) {
         error_prepend(errp, "'%s' cannot be a base: ", base);
         return NULL;

@@ -119,16 +119,19 @@ typedef struct SnapshotImport {
     uint8_t *sections;          /* of all, in a row */
     uint64_t devices;           /* where a migration's stream goes on */
     struct SnapshotImport *base;        /* or NULL */
+    const char *touched_list;   /* name, or NULL */
+    SnapshotTouched *touched;   /* that is to be written, or NULL */
 } SnapshotImport;
 
 /**
  * snapshot_import_new: open a file and those it is based on, and check them
+ * @touched: name of a list of what of the file is touched, or NULL
  * @check: compare the sums of all pages, too
  *
  * Returns: to be freed by snapshot_import_free(), or NULL with @errp set
  */
-SnapshotImport *snapshot_import_new(const char *name, bool check,
-                                    Error **errp);
+SnapshotImport *snapshot_import_new(const char *name, const char *touched,
+                                    bool check, Error **errp);
 
 void snapshot_import_free(SnapshotImport *im);
 
@@ -148,6 +151,19 @@ static inline bool snapshot_import_has(const SnapshotImport *im,
 /** snapshot_import_read: read so many bytes, or fail with @errp set */
 bool snapshot_import_read(const SnapshotImport *im, void *buf, size_t length,
                           uint64_t offset, Error **errp);
+
+/* vm-snapshot-touched.c: what the first run from a file touched */
+
+/**
+ * snapshot_touched_open: read ahead what a list names, if it is there
+ * @im: a file whose description was read
+ *
+ * What is wrong with the list is a warning.
+ *
+ * Returns: what is to write the list if there is none, else NULL
+ */
+SnapshotTouched *snapshot_touched_open(const SnapshotImport *im,
+                                       const char *list);
 
 /*
  * vm-snapshot-import-stream.c: files of QEMU's own migration, with mapped-ram,

@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bitops.h"
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
 #include "qapi/qobject-input-visitor.h"
@@ -452,11 +453,14 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
         return false;
     }
     slot->ram = ram_snapshot_open(s->store, layers, im->description, errp);
+    if (slot->ram && ram_snapshot_is_mapped(slot->ram)) {
+        slot->touched = g_steal_pointer(&im->touched);
+    }
     return slot->ram;
 }
 
-static SnapshotImport *open_import(const char *name, bool check,
-                                   unsigned above, Error **errp);
+static SnapshotImport *open_import(const char *name, const char *touched,
+                                   bool check, unsigned above, Error **errp);
 
 /* Relative names are those of files beside it. */
 static char *base_path(const SnapshotImport *im)
@@ -464,7 +468,7 @@ static char *base_path(const SnapshotImport *im)
     const char *name = im->description->base->file;
     g_autofree char *dir = g_path_get_dirname(im->name);
 
-    return path_is_absolute(name) ? g_strdup(name) :
+    return g_path_is_absolute(name) ? g_strdup(name) :
         g_build_filename(dir, name, NULL);
 }
 
@@ -476,7 +480,7 @@ static bool open_base(SnapshotImport *im, bool check, unsigned above,
     ERRP_GUARD();
 
     if (strstart(im->name, "/dev/fdset/", NULL) &&
-        !path_is_absolute(base->file)) {
+        !g_path_is_absolute(base->file)) {
         error_setg(errp, "Its base '%s' is to be beside it, and a file "
                    "descriptor has no place", base->file);
         error_append_hint(errp, "Give the name of the file.\n");
@@ -487,7 +491,7 @@ static bool open_base(SnapshotImport *im, bool check, unsigned above,
                    SNAPSHOT_FILE_MAX_LAYERS);
         return false;
     }
-    im->base = open_import(path, check, above + 1, errp);
+    im->base = open_import(path, NULL, check, above + 1, errp);
     if (!im->base) {
         error_prepend(errp, "Its base '%s': ", path);
         return false;
@@ -518,28 +522,63 @@ static bool check_bases(const SnapshotImport *im, Error **errp)
     return true;
 }
 
+/* The disk is to have all requests at once, and none of a page before them. */
+static void ask_for_parts(const SnapshotImport *im)
+{
+    const SnapshotFilePartList *l;
+
+    for (l = im->description->parts; l; l = l->next) {
+        posix_fadvise(im->fd, l->value->offset, l->value->length,
+                      POSIX_FADV_WILLNEED);
+    }
+}
+
+static bool read_parts(SnapshotImport *im, bool check, unsigned above,
+                       Error **errp)
+{
+    const SnapshotImport *mapped = im;
+
+    if (!parse_description(im, errp) || !check_machine(im, errp)) {
+        return false;
+    }
+    ask_for_parts(im);
+    if (!check_parts(im, errp) || !check_bases(im, errp) ||
+        (im->description->base && !open_base(im, check, above, errp))) {
+        return false;
+    }
+    while (mapped->base) {
+        mapped = mapped->base;
+    }
+    if (im->touched_list) {
+        im->touched = snapshot_touched_open(mapped, im->touched_list);
+    }
+    return true;
+}
+
 static bool read_file(SnapshotImport *im, bool check, unsigned above,
                       Error **errp)
 {
     if (has_footer(im)) {
-        if (!parse_description(im, errp) || !check_machine(im, errp) ||
-            !check_parts(im, errp) || !check_bases(im, errp) ||
-            (im->description->base && !open_base(im, check, above, errp))) {
+        if (!read_parts(im, check, above, errp)) {
             return false;
         }
         list_blocks(im);
     } else if (!snapshot_import_header(im, errp)) {
         return false;
+    } else if (im->touched_list) {
+        warn_report("snapshot: '%s' is a migration's, and has no id: touched= "
+                    "is not used", im->name);
     }
     return read_blocks(im, errp) && (!check || check_sums(im, errp));
 }
 
-static SnapshotImport *open_import(const char *name, bool check,
-                                   unsigned above, Error **errp)
+static SnapshotImport *open_import(const char *name, const char *touched,
+                                   bool check, unsigned above, Error **errp)
 {
     SnapshotImport *im = g_new0(SnapshotImport, 1);
 
     im->name = g_strdup(name);
+    im->touched_list = touched;
     im->fd = -1;
     im->blocks = g_array_new(false, false, sizeof(RAMSnapshotFileBlock));
     g_array_set_clear_func(im->blocks, clear_block);
@@ -549,9 +588,10 @@ static SnapshotImport *open_import(const char *name, bool check,
     return im;
 }
 
-SnapshotImport *snapshot_import_new(const char *name, bool check, Error **errp)
+SnapshotImport *snapshot_import_new(const char *name, const char *touched,
+                                    bool check, Error **errp)
 {
-    return open_import(name, check, 0, errp);
+    return open_import(name, touched, check, 0, errp);
 }
 
 void snapshot_import_free(SnapshotImport *im)
@@ -564,6 +604,7 @@ void snapshot_import_free(SnapshotImport *im)
     }
     g_array_unref(im->blocks);
     g_free(im->sections);
+    snapshot_touched_free(im->touched);
     qapi_free_SnapshotFile(im->description);
     g_free(im->name);
     g_free(im);
@@ -588,11 +629,12 @@ GArray *snapshot_import_layers(const SnapshotImport *im)
     return layers;
 }
 
-bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file, bool check,
-                      bool *is_stream, Error **errp)
+bool vm_snapshot_open(VMSnapshot *s, unsigned n, const char *file,
+                      const char *touched, bool check, bool *is_stream,
+                      Error **errp)
 {
     ERRP_GUARD();
-    SnapshotImport *im = snapshot_import_new(file, check, errp);
+    SnapshotImport *im = snapshot_import_new(file, touched, check, errp);
     bool ok = im && vm_snapshot_fill(s, n, make_images, im, errp);
 
     if (im) {

@@ -19,12 +19,16 @@
 
 typedef struct VMSnapshotDisks VMSnapshotDisks;
 
+/** SnapshotTouched: writes what the first run from a file touches */
+typedef struct SnapshotTouched SnapshotTouched;
+
 typedef struct VMSnapshotSlot {
     RAMSnapshot *ram;           /* NULL in an empty slot */
     DeviceStateImage *devices;
     PlugMark *plugs;            /* which devices there were */
     VMSnapshotDisks *disks;     /* NULL if they do not go back */
     SnapshotFileReady *ready;   /* of a file: its guest waits for inputs */
+    SnapshotTouched *touched;   /* of a file: its first run is to come */
     bool suspended;             /* the guest slept (ACPI S3) */
     bool virtio;                /* the machine has devices of it */
     DeviceStateWay way;         /* of the last restore, or to be tried */
@@ -62,6 +66,8 @@ struct VMSnapshot {
     int64_t report_again;       /* not before this time, by get_clock() */
 
     char *load;                 /* file to start from, or NULL */
+    char *touched_list;         /* of what of it is touched, or NULL */
+    SnapshotTouched *touched;   /* of the run that there is, or NULL */
     char *overlay_dir;          /* or NULL: the overlay's default */
     Notifier machine_done;      /* to tell of disks */
     Error *migration_blocker;   /* once disks are in memory */
@@ -220,11 +226,30 @@ struct Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id,
 
 /**
  * vm_snapshot_open: as vm_snapshot_import()
+ * @touched: name of a list of what of the file is touched, or NULL
  * @is_stream: set if it is a file of QEMU's own migration: then nobody knows
  *             whether devices can be loaded from it before that was tried
  */
 bool vm_snapshot_open(VMSnapshot *s, unsigned slot, const char *file,
-                      bool check, bool *is_stream, Error **errp);
+                      const char *touched, bool check, bool *is_stream,
+                      Error **errp);
+
+/* vm-snapshot-touched.c: read ahead what the first run from a file touched */
+
+/**
+ * snapshot_touched_begin: @slot, whose run is to be looked at, was restored
+ */
+void snapshot_touched_begin(VMSnapshot *s, VMSnapshotSlot *slot);
+
+/**
+ * snapshot_touched_end: the run ends with a restore of @slot, which is to come
+ *
+ * There is one.  Writes the list, if the guest has run.
+ */
+void snapshot_touched_end(VMSnapshot *s, const VMSnapshotSlot *slot);
+
+/** snapshot_touched_free: write nothing; NULL is allowed */
+void snapshot_touched_free(SnapshotTouched *t);
 
 /* vm-snapshot-fingerprint.c: what a machine is made of */
 

@@ -357,12 +357,13 @@ static bool nothing(void *opaque, Error **errp)
  * in a slot of its own, and the machine put back.
  */
 static bool vm_snapshot_do_import(VMSnapshot *s, unsigned slot,
-                                  const char *file, bool check, Error **errp)
+                                  const char *file, const char *touched,
+                                  bool check, Error **errp)
 {
     const unsigned trial = s->config.slots + 1;
     bool is_stream;
 
-    if (!vm_snapshot_open(s, trial, file, check, &is_stream, errp)) {
+    if (!vm_snapshot_open(s, trial, file, touched, check, &is_stream, errp)) {
         return false;
     }
     if (is_stream && !vm_snapshot_visit(s, trial, nothing, NULL, errp)) {
@@ -377,7 +378,7 @@ static bool vm_snapshot_do_import(VMSnapshot *s, unsigned slot,
 }
 
 bool vm_snapshot_import(VMSnapshot *s, unsigned slot, const char *file,
-                        bool check, Error **errp)
+                        const char *touched, bool check, Error **errp)
 {
     ERRP_GUARD();
     bool ok;
@@ -387,7 +388,7 @@ bool vm_snapshot_import(VMSnapshot *s, unsigned slot, const char *file,
         return false;
     }
     vm_snapshot_set_state(s, REQUEST_RUNNING);
-    ok = vm_snapshot_do_import(s, slot, file, check, errp);
+    ok = vm_snapshot_do_import(s, slot, file, touched, check, errp);
     vm_snapshot_set_state(s, REQUEST_IDLE);
     return ok;
 }
@@ -401,7 +402,8 @@ static bool vm_snapshot_load_file(VMSnapshot *s, Error **errp)
         return false;
     }
     vm_snapshot_set_state(s, REQUEST_RUNNING);
-    ok = vm_snapshot_open(s, slot, s->load, false, &is_stream, errp);
+    ok = vm_snapshot_open(s, slot, s->load, s->touched_list, false, &is_stream,
+                          errp);
     vm_snapshot_set_state(s, REQUEST_IDLE);
     if (!ok) {
         return false;
@@ -477,6 +479,10 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
         error_setg(errp, "The machine has a snapshot device already");
         return NULL;
     }
+    if (config->touched && !config->load) {
+        error_setg(errp, "touched= is of the file of load=, and there is none");
+        return NULL;
+    }
     if (!config->slots || config->slots > VM_SNAPSHOT_SLOTS_MAX) {
         error_setg(errp, "slots=%u is not between 1 and %u", config->slots,
                    VM_SNAPSHOT_SLOTS_MAX);
@@ -493,8 +499,9 @@ VMSnapshot *vm_snapshot_new(Object *parent, const VMSnapshotConfig *config,
     s->config = *config;
     s->config.file = NULL;
     s->config.overlay_dir = NULL;
-    s->config.load = NULL;
+    s->config.load = s->config.touched = NULL;
     s->load = g_strdup(config->load);
+    s->touched_list = g_strdup(config->touched);
     s->overlay_dir = g_strdup(config->overlay_dir);
     /* One more for vm_snapshot_visit(), and one to try files */
     s->slots = g_new0(VMSnapshotSlot, config->slots + 2);
@@ -536,7 +543,9 @@ static void vm_snapshot_finalize(Object *obj)
     ram_snapshot_store_free(s->store);
     vm_snapshot_unblock_migration(s);
     vm_snapshot_disks_finalize(s);
+    snapshot_touched_free(s->touched);
     g_free(s->load);
+    g_free(s->touched_list);
     g_free(s->last_refusal);
     g_free(s->reset_reason);
     qapi_free_SnapshotDeviceMismatches(s->mismatches);

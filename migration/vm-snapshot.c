@@ -84,6 +84,7 @@ void vm_snapshot_clear_slot(VMSnapshotSlot *slot)
     plug_mark_free(slot->plugs);
     vm_snapshot_disks_free(slot->disks);
     qapi_free_SnapshotFileReady(slot->ready);
+    snapshot_touched_free(slot->touched);
     *slot = (VMSnapshotSlot) { };
 }
 
@@ -234,9 +235,12 @@ static void vm_snapshot_count(VMSnapshot *s, unsigned n, int64_t since,
 /* Has all been put back?  The guest cannot see the answer. */
 static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
 {
-    const VMSnapshotSlot *slot = &s->slots[n];
+    VMSnapshotSlot *slot = &s->slots[n];
     g_autoptr(SnapshotDeviceMismatches) m = NULL;
 
+    if (slot->touched) {
+        snapshot_touched_begin(s, slot);
+    }
     qdev_forget_unplug_requests();
     qemu_forget_guest_requests();
     tcg_coverage_restored();
@@ -370,6 +374,9 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
         vm_snapshot_resume(was);
         return ret;
     }
+    if (s->touched) {
+        snapshot_touched_end(s, slot);
+    }
     t_load = get_clock();
     if (!vm_snapshot_load(s, n, errp)) {
         ram_snapshot_cancel(slot->ram);
@@ -439,6 +446,9 @@ bool vm_snapshot_restore_on_vcpu(VMSnapshot *s, unsigned n, int64_t since,
         return false;
     }
     vm_snapshot_stop_clocks();
+    if (s->touched) {
+        snapshot_touched_end(s, &s->slots[n]);
+    }
     t_load = get_clock();
     s->last_pages = 0;
     ok = vm_snapshot_load_in_place(s, n);

@@ -126,6 +126,7 @@ struct SnapshotState {
     bool loading;               /* the restore of @load is to come */
     SnapshotFileReady *load_ready;      /* its guest waits; or NULL */
     char *load;
+    char *touched;
     uint32_t load_slot;
     char *overlay_dir;
     bool new_generation;

@@ -403,6 +403,7 @@ static void snapshot_realize(PCIDevice *pdev, Error **errp)
         .overlay_dir = s->overlay_dir,
         .new_generation = s->new_generation,
         .load = s->load,
+        .touched = s->touched,
         .load_slot = s->load_slot,
         .done = snapshot_done,
         .ready = snapshot_ready,
@@ -587,6 +588,7 @@ static const Property snapshot_properties[] = {
     DEFINE_PROP_CHR("control", SnapshotState, control),
     DEFINE_PROP_STRING("keep", SnapshotState, keep),
     DEFINE_PROP_STRING("load", SnapshotState, load),
+    DEFINE_PROP_STRING("touched", SnapshotState, touched),
     DEFINE_PROP_UINT32("slot", SnapshotState, load_slot, 0),
     DEFINE_PROP_BOOL("new-generation", SnapshotState, new_generation, false),
 };

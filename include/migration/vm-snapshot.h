@@ -70,6 +70,7 @@ typedef struct VMSnapshotConfig {
     bool new_generation;        /* tell the guest that it was restored */
     uint32_t verify;            /* every so many restores; 0: never */
     const char *load;           /* file to start from, or NULL */
+    const char *touched;        /* as vm_snapshot_import()'s, or NULL */
     unsigned load_slot;         /* that it is put into */
     VMSnapshotDone *done;
     VMSnapshotReady *ready;
@@ -222,6 +223,10 @@ struct Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
  * @file: that vm_snapshot_export() wrote, on a machine that is made as this
  *        one; or /dev/fdset/N.  It must stay as it is as long as the slot, or
  *        RAM, has something of it
+ * @touched: name of a list of what of it is read ahead, or NULL.  If there is
+ *           none, what the run that begins with the slot's first restore
+ *           touches is listed there at the run's end: the next restore, or
+ *           when QEMU is told to end
  * @check: read all of it, and compare sums
  *
  * As vm_snapshot_run(); but for the slot, the machine is as it was.
@@ -229,7 +234,7 @@ struct Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
  * Returns: false with @errp set and nothing changed
  */
 bool vm_snapshot_import(VMSnapshot *s, unsigned slot, const char *file,
-                        bool check, Error **errp);
+                        const char *touched, bool check, Error **errp);
 
 /** vm_snapshot_restores: how often the slot was restored since its save */
 uint64_t vm_snapshot_restores(const VMSnapshot *s, unsigned slot);

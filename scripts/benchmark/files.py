@@ -7,6 +7,7 @@ many that share one take.  QEMU's own ways to do that are measured beside them.
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -30,14 +31,25 @@ MIGRATIONS = {
 SAVEVM = 'savevm'
 FIO = 'fio, direct, as many bytes'
 USED = 10, 90           # percent of RAM that are not zero
+STARTS_USED = 10        # the same, where machines start
 
 EMPTY = 'an empty machine'
 WAYS = {EMPTY: '', 'load=, ram=dirty': 'dirty', 'load=, ram=remap': 'remap'}
 INCOMING = '-incoming file:, mapped-ram'
 COLD = 'load=, ram=dirty, not in the page cache'
+COLD_TOUCHED = f'{COLD}, touched='
+# Up to the end of a run that touches so many pieces of so many bytes, anywhere
+# in what is not zero
+RUN_PIECES, RUN_PIECE = 256, 16 << 10
+RUN = f'load=, ram=dirty, until {RUN_PIECES} places are touched'
+COLD_RUN = f'{RUN}, not in the page cache'
+COLD_RUN_TOUCHED = f'{COLD_RUN}, touched='
+READ = 'to read what touched= lists, not in the page cache, in order'
 
 # The least of fio's rate, the most of an empty machine's start
 GOAL_SAVE, GOAL_START = 0.9, 1.2
+# The most of a start from the page cache, and of reading what is touched
+GOAL_COLD = 1.2
 # MiB beside what a worker has written to, and the least of the restores a second
 # of a machine that saved itself
 GOAL_WORKER_MIB, GOAL_WORKER = 60, 0.95
@@ -194,16 +206,67 @@ def start_ms(bench, args, directory):
 def forget(path):
     """Let the host's page cache have nothing of a file"""
     sync(path)
+    # What a machine that was killed has asked for is still being read.
+    time.sleep(0.3)
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
+
+
+def run_ms(bench, args, directory, mib, end=False):
+    """Until the guest runs, and until what the first run touches is touched"""
+    used = (mib << 20) * STARTS_USED // 100
+    places = random.Random(0).sample(range(1 << 20, used, RUN_PIECE),
+                                     RUN_PIECES)
+    with Machine(bench.qemu, args, directory) as m:
+        m.qmp('query-status')
+        begun = time.monotonic()
+        for place in places:
+            m.qmp('pmemsave', val=place, size=RUN_PIECE,
+                  filename='/dev/null')
+        ended = time.monotonic()
+        if end:
+            m.qmp('x-snapshot-device-restore', slot=0)
+        return 1000 * (begun - m.started), 1000 * (ended - m.started)
+
+
+def read_ms(path, touched):
+    """To read the ranges of a list in their order"""
+    with open(touched, encoding='ascii') as f:
+        ranges = [[int(x, 16) for x in line.split()]
+                  for line in f.read().splitlines()[2:]]
+    fd = os.open(path, os.O_RDONLY)
+    begin = time.monotonic()
+    for offset, length in ranges:
+        os.pread(fd, length, offset)
+    ms = 1000 * (time.monotonic() - begin)
+    os.close(fd)
+    return ms
+
+
+def cold_starts(bench, args, path, directory, mib, times):
+    """One round with the file not in the page cache, and one from there"""
+    touched = f'{directory}/touched'
+    ahead = [*args[:-1], f'{args[-1]},touched={touched}']
+    if not os.path.exists(touched):
+        run_ms(bench, ahead, directory, mib, end=True)
+    for start, run, these in ((None, RUN, args), (COLD, COLD_RUN, args),
+                              (COLD_TOUCHED, COLD_RUN_TOUCHED, ahead)):
+        if start:
+            forget(path)
+        ms = run_ms(bench, these, directory, mib)
+        for way, found in (start, ms[0]), (run, ms[1]):
+            if way:
+                times.setdefault(way, []).append(found)
+    forget(path)
+    times.setdefault(READ, []).append(read_ms(path, touched))
 
 
 def starts(bench, mib):
     """A list of records, one for each way to start"""
     directory = tempfile.mkdtemp(dir=bench.directory)
     path = f'{directory}/file'
-    with Machine(bench.qemu, [*base(mib), *fill(directory, mib, 10),
+    with Machine(bench.qemu, [*base(mib), *fill(directory, mib, STARTS_USED),
                               '-device', 'snapshot'], directory) as m:
         m.qmp('x-snapshot-device-save', slot=0)
         export(m, path)
@@ -216,15 +279,16 @@ def starts(bench, mib):
     for _ in range(bench.effort.starts):
         for way, args in ways.items():
             times.setdefault(way, []).append(start_ms(bench, args, directory))
-        forget(path)
-        times.setdefault(COLD, []).append(
-            start_ms(bench, ways['load=, ram=dirty'], directory))
+        cold_starts(bench, ways['load=, ram=dirty'], path, directory, mib,
+                    times)
     shutil.rmtree(directory)
+    middle = {way: stats.median(found) for way, found in times.items()}
+    limits = {COLD_TOUCHED: middle['load=, ram=dirty'] + middle[READ],
+              COLD_RUN_TOUCHED: middle[RUN] + middle[READ]}
     return [{'what': 'files', 'name': f'start, {mib} MiB', 'way': way,
-             'ms': stats.median(found),
-             'ratio': stats.median(sorted(found)) /
-             stats.median(sorted(times[EMPTY]))}
-            for way, found in times.items()]
+             'ms': found, 'ratio': found / middle[EMPTY],
+             **({'of_reading': found / limits[way]} if way in limits else {})}
+            for way, found in middle.items()]
 
 
 def toy(bench, directory, *more):

@@ -228,6 +228,11 @@ def rows(r):
         for x in r.files_of(way) if way != files.EMPTY else ():
             ratio(f'{x["name"]}, {way}: time, of an empty machine', x['ratio'],
                   '-', files.GOAL_START)
+    for way in files.COLD_TOUCHED, files.COLD_RUN_TOUCHED:
+        for x in r.files_of(way):
+            ratio(f'{x["name"]}, {way}: time, of the same from the page cache '
+                  'and of reading what is touched', x['of_reading'], '-',
+                  files.GOAL_COLD)
     for x in r.files_of('all'):
         ratio(f'{x["name"]}: restores a second, of one that saved itself',
               x['rate_ratio'], '-', files.GOAL_WORKER, most=False)

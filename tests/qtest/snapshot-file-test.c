@@ -7,11 +7,15 @@
  */
 
 #include "qemu/osdep.h"
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <zlib.h>
 #include "qemu/bitops.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
+#include "qemu/memfd.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "qobject/qdict.h"
@@ -649,11 +653,40 @@ static uint64_t count_bytes(const char *path)
  * it; one that became zero, or again what it was two files before; a file that
  * is as large as its base; a worker that is not what a whole file makes; a base
  * that is opened once more by each of several slots, and then no relative of the
- * others.
+ * others; a list of what was touched, with places of another file.
  */
-static void test_base(const void *machine)
+/* What is read ahead is of the file that RAM is mapped from, if it is. */
+static void check_touched_base(SnapshotVM *vm, const char *machine,
+                               const char *file, const char *base,
+                               const char *args)
 {
-    SnapshotVM *vm = start(machine, "");
+    g_autofree char *list = path_of("btouched"), *text = NULL;
+    g_autofree char *load = g_strdup_printf("%s,touched=%s", file, list);
+    g_auto(GStrv) lines = NULL;
+    File *f;
+
+    unlink(list);
+    for (unsigned i = 0; i < 2; i++) {
+        QTestState *worker = start_from(vm, machine, load, args);
+
+        restore(worker, 0);
+        assert_exact(worker, 0);
+        qtest_quit(worker);
+    }
+    if (vm->remap) {
+        g_assert_false(g_file_test(list, G_FILE_TEST_EXISTS));
+        return;
+    }
+    g_assert_true(g_file_get_contents(list, &text, NULL, NULL));
+    lines = g_strsplit(text, "\n", 3);
+    f = open_file(base);
+    g_assert_cmpstr(lines[1], ==, qdict_get_str(f->d, "id"));
+    close_file(f);
+}
+
+static void do_base(const char *machine, const char *args)
+{
+    SnapshotVM *vm = start(machine, args);
     g_autofree char *boot = path_of("bboot"), *one = path_of("bone");
     g_autofree char *two = path_of("btwo"), *whole = path_of("bwhole");
     g_autofree char *again = path_of("bagain");
@@ -687,7 +720,7 @@ static void test_base(const void *machine)
     assert_differs(two, 3, 1);
     export(vm->qts, 2, whole);
 
-    worker = start_from(vm, machine, two, "");
+    worker = start_from(vm, machine, two, args);
     assert_exact(worker, 0);
     export(worker, 0, again);
     assert_same_files(whole, again);
@@ -720,7 +753,20 @@ static void test_base(const void *machine)
     export_on(worker, 0, again, two);
     assert_differs(again, 0, 0);
     qtest_quit(worker);
+    check_touched_base(vm, machine, two, boot, args);
     snapshot_vm_end(vm);
+}
+
+static void test_base(const void *machine)
+{
+    do_base(machine, "");
+}
+
+/* RAM that cannot be mapped is read, and then what differs is copied. */
+static void test_base_shared(const void *machine)
+{
+    do_base(machine, "-object memory-backend-memfd,id=shared,size=16M,share=on"
+            " -machine memory-backend=shared");
 }
 
 /*
@@ -1610,6 +1656,308 @@ static void test_unnoticed(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/* Of the memory that test_shared() is about; some stripes of the reader's */
+#define SHARED (64 * MiB)
+
+/* Whose memory is the file that @fd is of this process */
+static char *shared_args(int fd)
+{
+    return g_strdup_printf("-m 64 -object memory-backend-file,id=ram,size=64M,"
+                           "share=on,mem-path=/proc/%d/fd/%d -machine "
+                           "memory-backend=ram", getpid(), fd);
+}
+
+/* Pages of the first, of a middle and of the last stripe, and what is beside */
+static void fill_shared(QTestState *qts, uint8_t value)
+{
+    qtest_memset(qts, 1 * MiB, value, 3 * PAGE);
+    qtest_memset(qts, 31 * MiB, value + 1, 2 * MiB);
+    qtest_memset(qts, 32 * MiB - PAGE, 0, 2 * PAGE);
+    qtest_memset(qts, 40 * MiB, value + 2, 4 * MiB);
+    qtest_memset(qts, SHARED - 1, value + 3, 1);
+}
+
+static void assert_same_content(int a, int b)
+{
+    g_autoptr(GMappedFile) x = g_mapped_file_new_from_fd(a, false, NULL);
+    g_autoptr(GMappedFile) y = g_mapped_file_new_from_fd(b, false, NULL);
+
+    g_assert_cmpuint(g_mapped_file_get_length(x), ==, SHARED);
+    g_assert_cmpmem(g_mapped_file_get_contents(x), SHARED,
+                    g_mapped_file_get_contents(y),
+                    g_mapped_file_get_length(y));
+}
+
+/*
+ * Catches: memory that has to stay where it is and is not what is in the file,
+ * in any of the parts that threads read; what was there, left where the file
+ * has zeroes; memory taken for what was never touched; a write after it that no
+ * restore puts back.
+ */
+static void test_shared(const void *machine)
+{
+    const int ram = qemu_memfd_create("ram", 0, false, 0, 0, &error_abort);
+    const int other = qemu_memfd_create("other", 0, false, 0, 0, &error_abort);
+    g_autofree char *path = path_of("shared");
+    g_autofree char *args = shared_args(ram), *other_args = shared_args(other);
+    SnapshotVM *vm = start(machine, args);
+    QTestState *worker;
+    struct stat st;
+
+    fill_shared(vm->qts, 0x10);
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+
+    worker = start_from(vm, machine, path, other_args);
+    g_assert_cmpint(fstat(other, &st), ==, 0);
+    g_assert_cmpint(st.st_blocks * 512, >, 6 * MiB);
+    g_assert_cmpint(st.st_blocks * 512, <, 8 * MiB);
+    assert_exact(worker, 0);
+    assert_same_content(ram, other);
+    for (unsigned i = 0; i < 3; i++) {
+        fill_shared(worker, i);
+        qtest_memset(worker, 50 * MiB, 1, 1 * MiB);
+        restore(worker, 0);
+        assert_same_content(ram, other);
+    }
+    assert_exact(worker, 0);
+
+    /* Over what is there, and from one to the other */
+    fill_shared(worker, 0x20);
+    qtest_memset(worker, 8 * MiB, 0x55, 5 * MiB);
+    qmp_slot(worker, "x-snapshot-device-save", 1);
+    import(worker, 2, path);
+    for (unsigned i = 0; i < 3; i++) {
+        restore(worker, 2);
+        assert_same_content(ram, other);
+        assert_exact(worker, 2);
+        qtest_memset(worker, 10 * MiB, 0x66, 20 * MiB);
+        restore(worker, 1);
+        assert_exact(worker, 1);
+    }
+    qtest_quit(worker);
+    snapshot_vm_end(vm);
+    close(ram);
+    close(other);
+}
+
+/* Is a page of RAM in a list?  @f is the file that it is of. */
+static bool is_listed(const char *list, const File *f, uint64_t page)
+{
+    const uint64_t at = get_uint(find_block(f, "pc.ram"), "pages") + page;
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+    bool found = false;
+
+    g_assert_true(g_file_get_contents(list, &text, NULL, NULL));
+    lines = g_strsplit(text, "\n", 0);
+    g_assert_cmpstr(lines[0], ==, "QEMU snapshot touched 1");
+    g_assert_cmpstr(lines[1], ==, qdict_get_str(f->d, "id"));
+    for (unsigned i = 2; *lines[i]; i++) {
+        uint64_t offset, length;
+
+        g_assert_cmpint(sscanf(lines[i], "%" SCNx64 " %" SCNx64, &offset,
+                               &length), ==, 2);
+        found |= at >= offset && at + PAGE <= offset + length;
+    }
+    return found;
+}
+
+/* What has a run to touch for a list; other pages are far from these. */
+static void touch(QTestState *qts)
+{
+    qtest_readb(qts, 5 * MiB);
+    qtest_writeb(qts, 9 * MiB, 1);
+}
+
+/* As QEMU finds out whether the host can tell of single pages */
+static bool host_tells_pages(void)
+{
+    struct uffdio_api api = {
+        .api = UFFD_API,
+        .features = UFFD_FEATURE_WP_ASYNC,
+    };
+    int fd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+    bool ok = fd >= 0 && !ioctl(fd, UFFDIO_API, &api);
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ok;
+}
+
+static void assert_touched(const char *list, const File *f)
+{
+    if (host_tells_pages()) {
+        g_assert_false(is_listed(list, f, 5 * MiB + PAGE));
+        g_assert_false(is_listed(list, f, 9 * MiB + PAGE));
+    }
+    g_assert_true(is_listed(list, f, 5 * MiB));
+    g_assert_true(is_listed(list, f, 9 * MiB));
+    g_assert_false(is_listed(list, f, 7 * MiB));
+    g_assert_false(is_listed(list, f, 14 * MiB));
+}
+
+/*
+ * Catches: a list that lacks what the run read or wrote, or has all there is;
+ * one that is of a later run, or that an end without a restore leaves
+ * unwritten; one that is there and is not used, or is written to.
+ */
+static void test_touched(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "");
+    g_autofree char *path = path_of("touched"), *log = path_of("touchedlog");
+    g_autofree char *list = path_of("list"), *other = path_of("otherlist");
+    g_autofree char *load = g_strdup_printf("%s,touched=%s", path, list);
+    g_autofree char *load_other = g_strdup_printf("%s,touched=%s", path, other);
+    g_autofree char *args = g_strdup_printf("-trace vm_snapshot_read_ahead -D "
+                                            "%s", log);
+    g_autofree char *before = NULL, *text = NULL;
+    QTestState *worker;
+    File *f;
+
+    for (unsigned i = 0; i < RAM / PAGE; i++) {
+        qtest_writel(vm->qts, i * PAGE + 8, i + 1);
+    }
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+    f = open_file(path);
+
+    /* Of the machine before */
+    unlink(list);
+    unlink(other);
+    worker = start_from(vm, machine, load, "");
+    touch(worker);
+    g_assert_false(g_file_test(list, G_FILE_TEST_EXISTS));
+    restore(worker, 0);
+    assert_touched(list, f);
+    qtest_memset(worker, 1 * MiB, 2, 14 * MiB);
+    restore(worker, 0);
+    assert_touched(list, f);
+    assert_exact(worker, 0);
+    qtest_quit(worker);
+
+    g_assert_true(g_file_get_contents(list, &before, NULL, NULL));
+    worker = start_from(vm, machine, load, args);
+    qtest_memset(worker, 1 * MiB, 2, 14 * MiB);
+    restore(worker, 0);
+    assert_exact(worker, 0);
+    qtest_quit(worker);
+    assert_content(list, before);
+    g_assert_true(g_file_get_contents(log, &text, NULL, NULL));
+    g_assert_nonnull(strstr(text, " ranges, "));
+
+    worker = start_from(vm, machine, load_other, "");
+    touch(worker);
+    qtest_quit(worker);
+    assert_touched(other, f);
+    close_file(f);
+    snapshot_vm_end(vm);
+}
+
+static char *replace(const char *text, const char *from, const char *to)
+{
+    g_auto(GStrv) parts = g_strsplit(text, from, 0);
+
+    return g_strjoinv(to, parts);
+}
+
+/* %id and %size stand for those of the file. */
+static void write_list(const char *list, const char *form, const File *f)
+{
+    g_autofree char *size = g_strdup_printf("%" PRIx64, f->size);
+    g_autofree char *text = replace(form, "%id", qdict_get_str(f->d, "id"));
+    g_autofree char *all = replace(text, "%size", size);
+
+    g_assert_true(g_file_set_contents(list, all, -1, NULL));
+}
+
+/* Import with a list that is no good: a warning, and nothing else */
+static void list_refused(QTestState *qts, const char *path, const char *list,
+                         const char *text)
+{
+    g_autofree char *said = qtest_hmp(qts, "x_snapshot_device_import -t %s "
+                                      "%s 4", list, path);
+
+    g_test_message("%s", said);
+    g_assert_nonnull(strstr(said, "is not used: "));
+    g_assert_nonnull(strstr(said, text));
+    for (unsigned i = 0; i < 2; i++) {
+        touch(qts);
+        restore(qts, 4);
+    }
+    assert_exact(qts, 4);
+}
+
+/*
+ * Catches: a list that makes a load fail or wait, or is believed, whatever is
+ * in it, or that is replaced though it is none.
+ */
+static void test_lists(const void *machine)
+{
+#define BEGIN "QEMU snapshot touched 1\n%id\n"
+    static const struct {
+        const char *form, *text;
+    } lists[] = {
+        { "", "none of this version" },
+        { "QEMU snapshot touched 2\n", "none of this version" },
+        { "QEMU snapshot touched 1\nanother\n", "another file" },
+        { "QEMU snapshot touched 1", "none of this version" },
+        { BEGIN "0 %size1\n", "no range" },
+        { BEGIN "%size 1\n", "no range" },
+        { BEGIN "ffffffffffffffff 2\n", "no range" },
+        { BEGIN "1000 ffffffffffffffff\n", "no range" },
+        { BEGIN "10000000000000000 1\n", "no range" },
+        { BEGIN "2000 1000\n1000 1000\n", "no range" },
+        { BEGIN "1000 1000\n1fff 1\n", "no range" },
+        { BEGIN "1000 0\n", "no range" },
+        { BEGIN "-1 1\n", "no range" },
+        { BEGIN "1000 -1\n", "no range" },
+        { BEGIN " 1000 1\n", "no range" },
+        { BEGIN "1000\n", "no range" },
+        { BEGIN "1000 1 1\n", "no range" },
+        { BEGIN "\n", "no range" },
+        { BEGIN "1000 1000", "cut off" },
+    };
+    SnapshotVM *vm = start(machine, "");
+    g_autofree char *path = path_of("lists"), *list = path_of("bad");
+    g_autofree char *fifo = path_of("badfifo"), *nowhere = path_of("no/list");
+    QDict *rsp;
+    File *f;
+
+    snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+    f = open_file(path);
+    for (unsigned i = 0; i < ARRAY_SIZE(lists); i++) {
+        g_autofree char *before = NULL;
+
+        write_list(list, lists[i].form, f);
+        g_assert_true(g_file_get_contents(list, &before, NULL, NULL));
+        list_refused(vm->qts, path, list, lists[i].text);
+        assert_content(list, before);
+    }
+    g_assert_cmpint(truncate(list, 4 * MiB + 1), ==, 0);
+    list_refused(vm->qts, path, list, "more than");
+    unlink(fifo);
+    g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
+    list_refused(vm->qts, path, fifo, "no regular file");
+    list_refused(vm->qts, path, dir, "no regular file");
+    list_refused(vm->qts, path, "/proc/self/mem", "");
+
+    rsp = qtest_qmp(vm->qts, "{ 'execute': 'x-snapshot-device-import', "
+                    "'arguments': { 'slot': 4, 'file': %s, 'touched': %s } }",
+                    path, nowhere);
+    g_assert_true(qdict_haskey(rsp, "return"));
+    qobject_unref(rsp);
+    restore(vm->qts, 4);
+    restore(vm->qts, 4);
+    assert_exact(vm->qts, 4);
+    close_file(f);
+    snapshot_vm_end(vm);
+#undef BEGIN
+}
+
 /* A machine that runs, or sleeps, has clocks that go on. */
 static void assert_exact_but_time(QTestState *qts, unsigned slot)
 {
@@ -1859,6 +2207,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/beside-slots", test_beside_slots);
     snapshot_add_tests("file/row-beside-slots", test_row_beside_slots);
     snapshot_add_tests("file/base", test_base);
+    snapshot_add_tests("file/base-shared", test_base_shared);
     snapshot_add_tests("file/base-refused", test_base_refused);
     snapshot_add_tests("file/many-rounds", test_many_rounds);
     snapshot_add_tests("file/damaged", test_damaged);
@@ -1881,6 +2230,10 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/places", test_places);
     snapshot_add_tests("file/changed", test_changed);
     snapshot_add_tests("file/unnoticed", test_unnoticed);
+    snapshot_add_tests("file/shared", test_shared);
+    snapshot_add_tests("file/touched", test_touched);
+    snapshot_add_test("pc", "dirty", "file/lists", test_lists);
+    snapshot_add_test("q35", "remap", "file/lists", test_lists);
     snapshot_add_test("q35", "dirty", "file/fingerprint", test_fingerprint);
     ret = g_test_run();
     remove_dir();

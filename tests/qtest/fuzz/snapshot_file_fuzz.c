@@ -133,7 +133,7 @@ static void snapshot_file_fuzz(QTestState *s, const unsigned char *data,
                              text->len)) {
         abort();
     }
-    qmp_x_snapshot_device_import(SLOT, files[i].path, true, check, &err);
+    qmp_x_snapshot_device_import(SLOT, files[i].path, NULL, true, check, &err);
     if (err) {
         error_free(err);
     } else {
