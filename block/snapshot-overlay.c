@@ -89,6 +89,19 @@ static bool has_content(BDRVSnapshotOverlayState *s)
     return s->clusters || s->zeroed || s->kept;
 }
 
+bool snapshot_overlay_is_empty(BlockDriverState *bs)
+{
+    BDRVSnapshotOverlayState *s = bs->opaque;
+
+    assert(bdrv_is_snapshot_overlay(bs));
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        if (s->nr_slots) {
+            return false;
+        }
+    }
+    return !has_content(s);
+}
+
 static void GRAPH_RDLOCK
 snapshot_overlay_child_perm(BlockDriverState *bs, BdrvChild *c,
                             BdrvChildRole role,
