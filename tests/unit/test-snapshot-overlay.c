@@ -1867,7 +1867,8 @@ static void test_filename(void)
 
 /*
  * The content is not in any file: it cannot be handed to another process, nor
- * do internal snapshots of a node below have it.
+ * do internal snapshots of a node below have it, which is not written to for a
+ * machine's state either.
  */
 static void test_migrate(void)
 {
@@ -1905,6 +1906,7 @@ static void test_migrate(void)
     g_assert_true(bdrv_can_snapshot(blk_bs(below)));
     g_assert_false(bdrv_can_snapshot(blk_bs(blk)));
     bdrv_graph_rdunlock_main_loop();
+    g_assert_cmpint(blk_save_vmstate(blk, data, 0, CLUSTER), ==, -ENOTSUP);
     blk_unref(blk);
     blk_unref(below);
     g_unlink(qcow2);
