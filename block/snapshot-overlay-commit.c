@@ -4,7 +4,8 @@
  * Versions say of much that it is as below.  So before a cluster is changed
  * below, what it was is kept, and found wherever a version says that: none of
  * them has to be touched.  What is kept and as below in the present content is
- * written back by the next commit.
+ * written back by the next commit.  When there are no slots any more, all that
+ * did not change since a commit is forgotten.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -344,6 +345,8 @@ int64_t coroutine_fn snapshot_overlay_co_commit(SnapshotOverlayCommit *c,
     uint64_t n = next_piece(s, &c->sector, ZERO_PIECE, &zero);
     int ret;
 
+    /* Until all is flushed: a write that fails may leave anything there. */
+    s->committed = false;
     if (!n) {
         ret = blk_co_flush(c->blk);
         if (ret < 0) {
@@ -351,8 +354,10 @@ int64_t coroutine_fn snapshot_overlay_co_commit(SnapshotOverlayCommit *c,
                              bdrv_get_node_name(blk_bs(c->blk)));
             return ret;
         }
-        if (!s->base) {
-            QEMU_LOCK_GUARD(&s->lock);
+        QEMU_LOCK_GUARD(&s->lock);
+        if (s->base) {
+            overlay_set_committed(s);
+        } else {
             overlay_forget(s);
         }
         return 0;

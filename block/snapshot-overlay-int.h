@@ -34,6 +34,7 @@ typedef struct Cluster {
     bool logged;                /* the base's log has what this was */
     bool busy;                  /* its data in the file is read or written */
     bool marked;                /* by merge_logs(); if kept: by this commit */
+    bool changed;               /* since a commit: it may differ from below */
 } Cluster;
 
 QEMU_BUILD_BUG_ON(CLUSTER_SECTORS != 8);
@@ -75,6 +76,7 @@ typedef struct BDRVSnapshotOverlayState {
     uint64_t sectors;           /* length of the node */
     uint64_t max_data;          /* clusters in memory, at most */
     bool committing;            /* somebody may write to the node below */
+    bool committed;             /* what is not Cluster.changed is below, too */
 
     /*
      * Requests run in any number of threads.  This protects all that follows.
@@ -208,6 +210,13 @@ void overlay_release_slot(SnapshotOverlaySlot *slot);
 
 /** overlay_free_areas: free what overlay_hold_slot() returned */
 void overlay_free_areas(BDRVSnapshotOverlayState *s, Area *areas);
+
+/**
+ * overlay_set_committed: the node below has the present content now
+ *
+ * When the last slot goes, so does what did not change since.
+ */
+void overlay_set_committed(BDRVSnapshotOverlayState *s);
 
 /** overlay_close_slots: the node is closed; slots stay until discarded */
 void overlay_close_slots(BDRVSnapshotOverlayState *s);

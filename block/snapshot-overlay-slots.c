@@ -83,6 +83,7 @@ static void set_version(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
     c->logged = old.logged;
     c->busy = old.busy;
     c->marked = old.marked;
+    c->changed = true;
 }
 
 void overlay_change(BDRVSnapshotOverlayState *s, uint64_t key, Cluster *c,
@@ -377,11 +378,87 @@ void overlay_free_spare(BDRVSnapshotOverlayState *s)
     g_ptr_array_set_size(s->spare, 0);
 }
 
+void overlay_set_committed(BDRVSnapshotOverlayState *s)
+{
+    for (uint64_t i = 0; i < DIV_ROUND_UP(s->sectors, AREA_SECTORS); i++) {
+        Area *area = &s->areas[i];
+
+        area->whole.changed = false;
+        for (int j = 0; area->clusters && j < AREA_CLUSTERS; j++) {
+            area->clusters[j].changed = false;
+        }
+    }
+    s->committed = true;
+}
+
+static void forget_cluster(BDRVSnapshotOverlayState *s, uint64_t *count,
+                           Cluster *c)
+{
+    *count -= !is_below(c);
+    overlay_free_version(s, c);
+    *c = (Cluster) { };
+}
+
+static void forget_tables(Area *area)
+{
+    g_free(area->clusters);
+    g_free(area->kept);
+    area->clusters = NULL;
+    area->kept = NULL;
+}
+
+static bool has_changed_clusters(const Area *area)
+{
+    for (int i = 0; area->clusters && i < AREA_CLUSTERS; i++) {
+        if (area->clusters[i].changed) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void forget_committed_area(BDRVSnapshotOverlayState *s, Area *area)
+{
+    bool changed = has_changed_clusters(area);
+
+    /* What clusters say nothing of is as @whole has it, or all is forgotten. */
+    if (area->whole.changed || (changed && !is_below(&area->whole))) {
+        return;
+    }
+    forget_cluster(s, &s->zeroed, &area->whole);
+    for (int i = 0; i < AREA_CLUSTERS; i++) {
+        if (area->clusters && area->clusters[i].changed) {
+            continue;
+        }
+        if (area->clusters) {
+            forget_cluster(s, &s->clusters, &area->clusters[i]);
+        }
+        if (area->kept) {
+            forget_cluster(s, &s->kept, &area->kept[i]);
+        }
+    }
+    if (!changed) {
+        forget_tables(area);
+    }
+}
+
+/* There are no slots: what the node below has need not be here as well. */
+static void forget_committed(BDRVSnapshotOverlayState *s)
+{
+    for (uint64_t i = 0; i < DIV_ROUND_UP(s->sectors, AREA_SECTORS); i++) {
+        forget_committed_area(s, &s->areas[i]);
+    }
+    s->committed = false;
+}
+
 static void remove_and_free(BDRVSnapshotOverlayState *s,
                             SnapshotOverlaySlot *slot)
 {
     remove_if_unused(s, slot);
     if (!s->base) {
+        if (s->committed) {
+            forget_committed(s);
+        }
         overlay_free_spare(s);
     }
 }
@@ -493,10 +570,10 @@ void overlay_forget(BDRVSnapshotOverlayState *s)
                 overlay_free_version(s, &area->kept[j]);
             }
         }
-        g_free(area->clusters);
-        g_free(area->kept);
-        *area = (Area) { };
+        forget_tables(area);
+        area->whole = (Cluster) { };
     }
+    s->committed = false;
     s->clusters = 0;
     s->zeroed = 0;
     s->kept = 0;

@@ -149,10 +149,22 @@ static bool block_migration(VMSnapshot *s, Error **errp)
     }
     error_setg(&s->migration_blocker, "A snapshot was saved: what the guest "
                "writes to its disks is in this QEMU's memory only");
-    error_append_hint(&s->migration_blocker, "Migrate before the first "
-                      "snapshot is saved, or start QEMU with -device "
+    error_append_hint(&s->migration_blocker, "Discard all slots and commit "
+                      "the disks first, or start QEMU with -device "
                       "snapshot,disks=keep.\n");
     return migrate_add_blocker(&s->migration_blocker, errp) == 0;
+}
+
+void vm_snapshot_disks_unblock(VMSnapshot *s)
+{
+    BlockDriverState *bs;
+
+    for (bs = bdrv_next_node(NULL); bs; bs = bdrv_next_node(bs)) {
+        if (bdrv_is_snapshot_overlay(bs) && !snapshot_overlay_is_empty(bs)) {
+            return;
+        }
+    }
+    migrate_del_blocker(&s->migration_blocker);
 }
 
 static bool insert_overlay(const VMSnapshot *s, BlockBackend *blk,

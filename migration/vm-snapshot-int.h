@@ -369,6 +369,12 @@ typedef void VMSnapshotDiskDiffers(const char *device, void *opaque);
 void vm_snapshot_disks_verify(const VMSnapshotDisks *disks,
                               VMSnapshotDiskDiffers *differs, void *opaque);
 
+/**
+ * vm_snapshot_disks_unblock: allow migrations again, if nothing of any disk is
+ * in memory only, and there is no slot of it
+ */
+void vm_snapshot_disks_unblock(VMSnapshot *s);
+
 /** vm_snapshot_disks_free: in the main loop, as it drains; NULL is allowed */
 void vm_snapshot_disks_free(VMSnapshotDisks *disks);
 

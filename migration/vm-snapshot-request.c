@@ -306,6 +306,7 @@ SnapshotDeviceMismatches *vm_snapshot_verify(VMSnapshot *s, unsigned slot,
 
 static void vm_snapshot_committed(VMSnapshot *s)
 {
+    vm_snapshot_disks_unblock(s);
     vm_snapshot_set_state(s, REQUEST_IDLE);
     object_unref(OBJECT(s));
 }

@@ -535,6 +535,7 @@ bool vm_snapshot_visit(VMSnapshot *s, unsigned n, VMSnapshotVisitFunc *func,
 void vm_snapshot_discard(VMSnapshot *s, unsigned n)
 {
     vm_snapshot_clear_slot(&s->slots[n]);
+    vm_snapshot_disks_unblock(s);
     s->config.done(s->config.opaque, VM_SNAPSHOT_DISCARD, n, 0);
     trace_vm_snapshot_discard(n);
 }

@@ -104,7 +104,8 @@ uint64_t snapshot_overlay_restore(SnapshotOverlaySlot *slot);
  *
  * The present content and other slots stay as they are.  Takes time for each
  * cluster that differs between the slot and its neighbours in time.  With the
- * last slot, memory that is not in use goes back to the host.
+ * last slot, memory that is not in use goes back to the host, and if there was
+ * a commit, that of all that did not change since.
  */
 void snapshot_overlay_discard(SnapshotOverlaySlot *slot);
 
@@ -118,6 +119,15 @@ void snapshot_overlay_discard(SnapshotOverlaySlot *slot);
  */
 void snapshot_overlay_query(BlockDriverState *bs,
                             BlockStatsSpecificSnapshotOverlay *stats);
+
+/**
+ * snapshot_overlay_is_empty: is all as below, with no slots?
+ *
+ * @bs: a node of this driver
+ *
+ * May be called at any time, too.
+ */
+bool snapshot_overlay_is_empty(BlockDriverState *bs);
 
 /*
  * To commit is to write the present content to the node below.  Slots stay as

@@ -34,7 +34,7 @@ COSTS = ROOT / 'docs' / 'system' / 'devices' / 'snapshot-costs.rst.inc'
 
 # Lists of the results beside "records", each of which a record names
 KINDS = 'machines', 'devices', 'busy', 'calls', 'disks', \
-    'throughput', 'loop', 'files'
+    'in_flight', 'back', 'throughput', 'loop', 'files'
 
 
 def command_output(*command):
@@ -93,7 +93,9 @@ def say_record(record):
         return f'{record["way"]}: {report.thousands(record["per_second"])}/s'
     if record.get('what') == 'files':
         return report.say_file(record)
-    if record.get('what') == 'disks':
+    if record.get('what') == 'back':
+        return f'{record["way"]}: {report.number(record["us"]["median"])} us'
+    if record.get('what') in ('disks', 'in_flight'):
         return f'{report.number(record["us"]["median"])} us'
     if record.get('what') in ('devices', 'busy'):
         return f'{record["added_us"]:+.2f} us, {record["way"]}'

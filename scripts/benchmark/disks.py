@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What disks cost that go back: the time of a restore, by what was written; and
-what a guest's requests lose by the overlay that they go through.
+What disks cost that go back: the time of a restore, by what was written, after
+requests in flight, and beside QEMU's other ways to go back; and what a guest's
+requests lose by the overlay that they go through.
 """
 
 import contextlib
+from pathlib import Path
 import re
+import subprocess
 import tempfile
 import time
 
-from machine import Machine
+from machine import BenchError, Machine
 import stats
 
 DISK = 'vda'
@@ -18,6 +21,17 @@ RESTORE = re.compile(r'^vm_snapshot_disks_restore (\d+) clusters, (\d+) ns$',
                      re.M)
 # us that a restore may take, and what more each cluster may
 GOAL_FIXED, GOAL_CLUSTER = 2, 0.06
+# Reads that a restore waits for, how long each takes, and what may come after
+REQUESTS, LATENCY_US = 32, 20000
+IN_FLIGHT = 200         # restores, enough for a p99
+GOAL_AFTER = 100
+# Clusters that are written to compare ways back, and what each puts back
+BACK = 1000
+WAYS_BACK = {'restore': 'the machine', 'loadvm': 'the machine',
+             'blockdev-snapshot': 'the disk alone'}
+# Of "-msg timestamp=on", in microseconds
+TIMED = re.compile(r'^\d+@(\d+)\.(\d{6}):(blk_co_preadv|vm_snapshot_restore) ',
+                   re.M)
 # The least part of the image's own throughput
 GOAL_THROUGHPUT = 0.9
 
@@ -31,6 +45,7 @@ WAYS = {'image': ('', 'disks=keep'),
         'overlay': ('', 'disks=restore'),
         'qcow2, snapshot=on': (',snapshot=on', 'disks=keep')}
 SIZE = 256 << 20
+NULL = f'null-co,size={1 << 30},read-zeroes=on'
 
 
 def goal(clusters):
@@ -43,19 +58,15 @@ def disks(bench, clusters):
     host writes and restores, for the time of the disk alone is asked, which the
     trace has.
     """
-    args = ['-machine', 'q35', '-accel', 'tcg', '-nodefaults', '-display',
-            'none', '-m', '32M', '-S', '-blockdev',
-            f'null-co,node-name={DISK},size={1 << 30},read-zeroes=on',
-            '-device', f'ide-hd,drive={DISK},id={DISK}',
-            '-device', 'snapshot', '-trace', 'vm_snapshot_disks_restore']
+    args = [*_args(NULL), '-device', 'snapshot', '-trace',
+            'vm_snapshot_disks_restore']
     end = time.monotonic() + 2 * bench.effort.seconds
     with Machine(bench.qemu, args,
                  tempfile.mkdtemp(dir=bench.directory)) as m:
         m.qmp('x-snapshot-device-save', slot=0)
         for i in range(bench.effort.restores + 1):
             if clusters:
-                m.hmp(f'qemu-io -d {DISK} "write -P {i % 255 + 1} 0 '
-                      f'{4 * clusters}k"')
+                _write(m, clusters, i)
             m.qmp('x-snapshot-device-restore', slot=0)
             if i and time.monotonic() > end:
                 break
@@ -67,6 +78,147 @@ def disks(bench, clusters):
                    f'{found[:9]}')
     return [{'what': 'disks', 'clusters': clusters, 'n': len(times),
              'us': stats.distribution(times)}]
+
+
+def _args(disk):
+    return ['-machine', 'q35', '-accel', 'tcg', '-nodefaults', '-display',
+            'none', '-m', '32M', '-S', '-blockdev', f'{disk},node-name={DISK}',
+            '-device', f'ide-hd,drive={DISK},id={DISK}']
+
+
+def _write(m, clusters, i):
+    m.hmp(f'qemu-io -d {DISK} "write -P {i % 255 + 1} 0 {4 * clusters}k"')
+
+
+def in_flight(bench):
+    """
+    A list of one record, of restores with requests in flight: the time from
+    when the last of them is done, at the earliest, to the end of the restore
+    """
+    args = [*_args(f'{NULL},latency-ns={1000 * LATENCY_US}'), '-msg',
+            'timestamp=on', '-device', 'snapshot', '-trace', 'blk_co_preadv',
+            '-trace', 'vm_snapshot_restore']
+    end = time.monotonic() + 8 * bench.effort.seconds
+    count = 0
+    with Machine(bench.qemu, args,
+                 tempfile.mkdtemp(dir=bench.directory)) as m:
+        m.qmp('x-snapshot-device-save', slot=0)
+        while not count or (count < IN_FLIGHT and time.monotonic() < end):
+            for i in range(REQUESTS):
+                m.hmp(f'qemu-io -d {DISK} "aio_read -q {i}M 4k"')
+            m.qmp('x-snapshot-device-restore', slot=0)
+            count += 1
+        found = TIMED.findall(m.trace_log.read_text())
+        times, reads = [], []
+        for seconds, us, event in found:
+            at = 1000000 * int(seconds) + int(us)
+            if event == 'blk_co_preadv':
+                reads.append(at)
+                continue
+            # Before the first, the disk was probed.
+            reads = reads[-REQUESTS:]
+            after = at - reads[-1] - LATENCY_US if reads else -1
+            if len(reads) != REQUESTS or after < 0:
+                m.fail(f'{len(reads)} reads, and a restore {after} us after '
+                       'the last was done')
+            # On a busy host, the first may be done before the last begins.
+            if reads[-1] - reads[0] < LATENCY_US:
+                times.append(1000 * after)
+            reads = []
+    if not times:
+        raise BenchError('the host was too slow to have reads in flight')
+    return [{'what': 'in_flight', 'requests': REQUESTS, 'n': len(times),
+             'us': stats.distribution(times)}]
+
+
+def _qemu_img(bench, *args):
+    subprocess.run([Path(bench.qemu).with_name('qemu-img'), *args], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+class _Restore:
+    """By the snapshot device"""
+    args = '-device', 'snapshot'
+
+    def __init__(self, m, _bench, _image):
+        self.m = m
+        m.qmp('x-snapshot-device-save', slot=0)
+
+    def back(self):
+        self.m.qmp('x-snapshot-device-restore', slot=0)
+
+
+class _Loadvm:
+    """RAM and devices, too, in the image"""
+    args = ()
+
+    def __init__(self, m, _bench, _image):
+        self.m = m
+        m.hmp('savevm one')
+
+    def back(self):
+        self.m.hmp('loadvm one')
+
+
+class _Fresh:
+    """A new file over the image each time, RAM and devices stay as they are"""
+    args = ()
+
+    def __init__(self, m, bench, image):
+        self.m = m
+        self.path = f'{image}.over'
+        _qemu_img(bench, 'create', '-q', '-f', 'qcow2', '-F', 'qcow2', '-b',
+                  image, self.path)
+        self.empty = Path(self.path).read_bytes()
+        self.count = 0
+        self._add(None)
+        m.qmp('blockdev-snapshot', node=DISK, overlay='over0')
+
+    def _add(self, backing):
+        path = f'{self.path}{self.count}'
+        Path(path).write_bytes(self.empty)
+        self.m.qmp('blockdev-add', driver='qcow2',
+                   node_name=f'over{self.count}', file={
+                       'driver': 'file', 'filename': path}, backing=backing)
+
+    def back(self):
+        old = self.count
+        self.count += 1
+        self._add(DISK)
+        self.m.qmp('qom-set', path=f'/machine/peripheral/{DISK}',
+                   property='drive', value=f'over{self.count}')
+        self.m.qmp('blockdev-del', node_name=f'over{old}')
+        Path(f'{self.path}{old}').unlink()
+
+
+def ways_back(bench):
+    """
+    Records, one for each way to go back, as the host sees it by QMP, after as
+    many clusters of an image of qcow2 were written
+    """
+    results = []
+    for way, kind in zip(WAYS_BACK, (_Restore, _Loadvm, _Fresh)):
+        image = f'{tempfile.mkdtemp(dir=bench.directory)}/disk'
+        _qemu_img(bench, 'create', '-q', '-f', 'qcow2', image, str(SIZE))
+        times = []
+        with Machine(bench.qemu, [
+                *_args(f'qcow2,file.driver=file,file.filename={image}'),
+                *kind.args], tempfile.mkdtemp(dir=bench.directory)) as m:
+            it = kind(m, bench, image)
+            end = time.monotonic() + bench.effort.stock_seconds
+            for i in range(bench.effort.stock + 1):
+                _write(m, BACK, i)
+                start = time.monotonic_ns()
+                it.back()
+                times.append(time.monotonic_ns() - start)
+                if i and time.monotonic() > end:
+                    break
+        us = stats.distribution(times[1:])
+        results.append({
+            'what': 'back', 'way': way, 'n': len(times) - 1, 'us': us,
+            'ratio': us['median'] / (results[0] if results else
+                                     {'us': us})['us']['median']})
+    return results
 
 
 def _machine(bench, way):

@@ -47,6 +47,8 @@ class Records:
         self.busy = results.get('busy', [])
         self.calls = results.get('calls', [])
         self.disks = {d['clusters']: d for d in results.get('disks', [])}
+        self.in_flight = (results.get('in_flight') or [None])[0]
+        self.back = results.get('back', [])
         self.throughput = results.get('throughput', [])
         self.loop = results.get('loop', [])
         self.files = results.get('files', [])
@@ -207,6 +209,9 @@ def rows(r):
     for clusters, record in r.disks.items():
         added(f'a disk of which {clusters} clusters were written adds',
               median(record), disks.goal(clusters), None)
+    added(f'after {disks.REQUESTS} requests in flight a restore ends, p99',
+          r.in_flight and r.in_flight['us']['p99'], disks.GOAL_AFTER,
+          'fewer than 100 restores')
     for record in r.throughput:
         if record['way'] == 'overlay':
             ratio(f'{record["pattern"]}, of the image alone', record['ratio'],

@@ -7,7 +7,7 @@ from pathlib import Path
 from calls import calls
 import devices
 import files
-from disks import disks, PATTERNS, throughput, WAYS
+from disks import disks, in_flight, PATTERNS, throughput, ways_back, WAYS
 import loop
 from measure import Effort, Setup, kvm_missing
 import shapes
@@ -181,6 +181,10 @@ class Plan:
                 2 * self.effort.seconds,
                 self.effort.restores * (0.001 + n * 2e-6)),
                      disks, self.bench, n)
+        self.add('a disk, requests in flight',
+                 1 + min(8 * self.effort.seconds, 10), in_flight, self.bench)
+        self.add('a disk, ways back', 3 * (1 + self.effort.stock_seconds),
+                 ways_back, self.bench)
         self.add('a disk, throughput', 15 + self.effort.fio *
                  self.effort.fio_seconds * 1.5 * len(PATTERNS) * len(WAYS),
                  throughput, self.bench)

@@ -4,6 +4,7 @@
 import textwrap
 
 import devices
+from disks import BACK, WAYS_BACK
 from goals import Records, rows, thousands, times
 from machine import PHASES
 import stats
@@ -201,6 +202,23 @@ def disks(r):
              for n, d in sorted(r.disks.items())])
 
 
+def in_flight(r):
+    x = r.in_flight
+    return ('What is left of a restore when the last of the requests that were '
+            'in flight is done, in µs',
+            ['requests', 'median', 'p99', 'of'],
+            [[x['requests'], number(x['us']['median']), number(x['us']['p99']),
+              x['n']]] if x else [])
+
+
+def back(r):
+    return (f'Ways back, after {BACK} clusters of a disk of qcow2 were '
+            'written, as the host sees them by QMP, in µs; of 32 MiB of RAM',
+            ['', 'puts back', 'median', 'ratio', 'of'],
+            [[x['way'], WAYS_BACK[x['way']], number(x['us']['median']),
+              times(x['ratio']), x['n']] for x in r.back])
+
+
 def throughput(r):
     return ("A guest's requests to a disk, 32 at once, by fio; beside the image "
             'itself',
@@ -272,9 +290,9 @@ def busy_host(results):
 def text(results):
     r = Records(results)
     for title, head, lines in (restores(r), floors(r), fits(r), methods(r),
-                               machines(r), calls(r), disks(r), throughput(r),
-                               loop(r), files(r), each_device(r), busy(r),
-                               goals(r)):
+                               machines(r), calls(r), disks(r), in_flight(r),
+                               back(r), throughput(r), loop(r), files(r),
+                               each_device(r), busy(r), goals(r)):
         if not lines:
             continue
         yield ''
@@ -306,8 +324,9 @@ def rst(results):
     yield '   :alt: time of a restore by the number of pages written to'
     yield ''
     for title, head, lines in (methods(r), restores(r, 10), fits(r),
-                               machines(r), calls(r), disks(r), throughput(r),
-                               loop(r), files(r), busy(r)):
+                               machines(r), calls(r), disks(r), in_flight(r),
+                               back(r), throughput(r), loop(r), files(r),
+                               busy(r)):
         if not lines:
             continue
         yield from textwrap.wrap(f'{title}:', 79)

@@ -6,6 +6,7 @@ import io
 import json
 
 import check
+from disks import WAYS_BACK
 from goals import MACHINES, Records, rows
 from report import NAMES
 import report
@@ -60,6 +61,12 @@ def tests(results, made, file):
             if c['name'] == CALLS[-1].name)
     yield 'disks were put back', len(read['disks']) >= 3 and \
         all(d['us']['median'] > 0 for d in read['disks'])
+    yield 'restores with requests in flight were measured', \
+        all(x['n'] > 0 and x['us']['median'] > 0 for x in read['in_flight']) \
+        and read['in_flight']
+    yield 'ways back were measured', \
+        [x['way'] for x in read['back']] == list(WAYS_BACK) and \
+        all(x['n'] > 0 for x in read['back'])
     yield 'throughput was measured', len(read['throughput']) == 12 and \
         all(t['rate'] > 0 for t in read['throughput'])
     yield 'the fuzzing loop was measured', \

@@ -502,33 +502,6 @@ static void test_others(const void *machine)
     g_free(target);
 }
 
-/*
- * Catches: a migration, or an internal snapshot, without what is in memory; a
- * second save that is refused for that reason of ours.
- */
-static void test_migration(const void *machine)
-{
-    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
-    SnapshotVM *vm = start_ide(machine, "", path, "");
-    QDict *error;
-    g_autofree char *text = NULL;
-
-    snapshot_save(vm, 0);
-    snapshot_save(vm, 1);
-    error = qtest_qmp_assert_failure_ref(
-        vm->qts, "{ 'execute': 'migrate', 'arguments': {"
-        " 'uri': 'exec:cat >/dev/null' } }");
-    g_assert_nonnull(strstr(qdict_get_str(error, "desc"),
-                            "in this QEMU's memory only"));
-    qobject_unref(error);
-    text = qtest_hmp(vm->qts, "savevm a");
-    g_assert_nonnull(strstr(text, "in this QEMU's memory only"));
-    snapshot_save(vm, 0);
-    snapshot_restore(vm, 0);
-    snapshot_vm_end(vm);
-    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
-}
-
 /* ---- Flash memory ---- */
 
 static void flash_byte(SnapshotVM *vm, uint64_t offset, uint8_t value)
@@ -773,6 +746,78 @@ static void check_image(const char *path, size_t size, uint8_t value,
     }
     g_assert_true(g_file_get_contents(path, &content, &length, NULL));
     g_assert_cmpmem(content, length, wanted, size);
+}
+
+static void migration_refused(SnapshotVM *vm)
+{
+    QDict *error = qtest_qmp_assert_failure_ref(
+        vm->qts, "{ 'execute': 'migrate', 'arguments': {"
+        " 'uri': 'exec:cat >/dev/null' } }");
+
+    g_assert_nonnull(strstr(qdict_get_str(error, "desc"),
+                            "in this QEMU's memory only"));
+    qobject_unref(error);
+}
+
+static void wait_for_migration(SnapshotVM *vm)
+{
+    bool done = false;
+
+    while (!done) {
+        QDict *info = qtest_qmp_assert_success_ref(
+            vm->qts, "{ 'execute': 'query-migrate' }");
+        const char *status = qdict_get_str(info, "status");
+
+        g_assert_cmpstr(status, !=, "failed");
+        done = !strcmp(status, "completed");
+        qobject_unref(info);
+        g_usleep(10000);
+    }
+}
+
+/*
+ * Catches: a migration, or an internal snapshot, without what is in memory; a
+ * second save that is refused for that reason of ours; a machine that cannot be
+ * migrated any more when all is in the image, and there are no slots.
+ */
+static void test_migration(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    SnapshotVM *vm = start_ide(machine, "", path, "");
+    uint8_t used[USED_SECTORS];
+    QDict *disk;
+    g_autofree char *text = NULL;
+
+    memset(used, 0x11, sizeof(used));
+    used[0] = 0x22;
+    snapshot_save(vm, 0);
+    snapshot_save(vm, 1);
+    migration_refused(vm);
+    text = qtest_hmp(vm->qts, "savevm a");
+    g_assert_nonnull(strstr(text, "in this QEMU's memory only"));
+    snapshot_save(vm, 0);
+    snapshot_restore(vm, 0);
+
+    ide_write(vm, 0, sector_of(0), used[0]);
+    commit(vm, 1);
+    snapshot_discard(vm, 1);
+    snapshot_discard(vm, 0);
+    migration_refused(vm);
+    snapshot_save(vm, 0);
+    commit(vm, -1);
+    migration_refused(vm);
+    snapshot_discard(vm, 0);
+    disk = query_disk(vm);
+    g_assert_cmpint(qdict_get_int(disk, "clusters"), ==, 0);
+    g_assert_cmpint(qdict_get_int(disk, "memory-bytes"), ==, 0);
+    qobject_unref(disk);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate', 'arguments': {"
+                             " 'uri': 'exec:cat >/dev/null' } }");
+    wait_for_migration(vm);
+    snapshot_vm_end(vm);
+    check_image(path, IMAGE_SECTORS * SECTOR, 0x11, used);
+    g_unlink(path);
+    g_free(path);
 }
 
 /*

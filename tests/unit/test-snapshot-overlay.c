@@ -454,6 +454,13 @@ static void do_discard_slot(Model *m)
     }
 }
 
+static void discard_slots(Model *m)
+{
+    while (m->nr_slots) {
+        do_discard_slot(m);
+    }
+}
+
 /* ---- Commits ---- */
 
 typedef struct Commit {
@@ -562,6 +569,9 @@ static void do_commit(Model *m)
         g_assert_cmpmem(m->buf + i, m->size - i, m->below + i, m->size - i);
     }
     memcpy(m->below, m->buf, m->size);
+    if (!saved && below(m, 4) == 0) {
+        discard_slots(m);
+    }
     snapshot_overlay_query(m->bs, &stats);
     if (ret == 0 && !m->nr_slots) {
         g_assert_cmpuint(stats.clusters, ==, 0);
@@ -1062,6 +1072,81 @@ static void test_commit_kept(void)
     g_assert_cmpint(commit(bs), ==, 0);
     snapshot_overlay_query(bs, &stats);
     g_assert_cmpuint(stats.memory_bytes, ==, 0);
+    blk_unref(blk);
+    write_image();
+}
+
+static void check_stats(BlockDriverState *bs, uint64_t clusters,
+                        uint64_t zeroed_areas, uint64_t in_memory)
+{
+    BlockStatsSpecificSnapshotOverlay stats;
+
+    snapshot_overlay_query(bs, &stats);
+    g_assert_cmpuint(stats.clusters, ==, clusters);
+    g_assert_cmpuint(stats.zeroed_areas, ==, zeroed_areas);
+    g_assert_cmpuint(stats.memory_bytes, ==, in_memory * CLUSTER);
+}
+
+static void write_byte(BlockBackend *blk, uint8_t *content, int64_t offset,
+                       int64_t bytes, uint8_t byte)
+{
+    memset(content + offset, byte, bytes);
+    g_assert_cmpint(blk_pwrite(blk, offset, bytes, content + offset, 0), ==, 0);
+}
+
+static void check_disk(BlockBackend *blk, const uint8_t *content)
+{
+    g_autofree uint8_t *buf = g_malloc(DISK_SIZE);
+
+    g_assert_cmpint(blk_pread(blk, 0, DISK_SIZE, buf, 0), ==, 0);
+    g_assert_cmpmem(buf, DISK_SIZE, content, DISK_SIZE);
+}
+
+/*
+ * When the last slot goes after a commit, only what changed since is left.
+ * Catches: what was committed or kept left in memory; what changed since lost,
+ * or the rest of its cluster or area.
+ */
+static void test_commit_discarded(void)
+{
+    BlockBackend *blk = open_blk(overlay_options(64 * MiB));
+    BlockDriverState *bs = blk_bs(blk);
+    g_autofree uint8_t *content = g_memdup2(image_content, DISK_SIZE);
+    SnapshotOverlaySlot *slot = snapshot_overlay_save(bs);
+
+    /* Parts of two clusters, of which one changes again */
+    write_byte(blk, content, 2 * SECTOR, CLUSTER, 1);
+    g_assert_cmpint(commit(bs), ==, 0);
+    write_byte(blk, content, CLUSTER, SECTOR, 2);
+    check_stats(bs, 2, 0, 4);
+    snapshot_overlay_discard(slot);
+    check_stats(bs, 1, 0, 2);
+    check_disk(blk, content);
+
+    /* All is committed, and an area that is zeroed. */
+    slot = snapshot_overlay_save(bs);
+    memset(content + AREA, 0, DISK_SIZE - AREA);
+    g_assert_cmpint(blk_pwrite_zeroes(blk, AREA, DISK_SIZE - AREA, 0), ==, 0);
+    g_assert_cmpint(commit(bs), ==, 0);
+    snapshot_overlay_discard(slot);
+    g_assert_true(snapshot_overlay_is_empty(bs));
+    check_stats(bs, 0, 0, 0);
+    check_disk(blk, content);
+
+    /* What changes in a zeroed area: it stays as a whole. */
+    slot = snapshot_overlay_save(bs);
+    write_byte(blk, content, AREA, DISK_SIZE - AREA, 3);
+    memset(content + AREA, 0, DISK_SIZE - AREA);
+    g_assert_cmpint(blk_pwrite_zeroes(blk, AREA, DISK_SIZE - AREA, 0), ==, 0);
+    g_assert_cmpint(commit(bs), ==, 0);
+    write_byte(blk, content, AREA, SECTOR, 4);
+    snapshot_overlay_discard(slot);
+    check_stats(bs, 1, 1, 1);
+    check_disk(blk, content);
+
+    g_assert_cmpint(commit(bs), ==, 0);
+    g_assert_true(snapshot_overlay_is_empty(bs));
+    check_disk(blk, content);
     blk_unref(blk);
     write_image();
 }
@@ -1782,7 +1867,8 @@ static void test_filename(void)
 
 /*
  * The content is not in any file: it cannot be handed to another process, nor
- * do internal snapshots of a node below have it.
+ * do internal snapshots of a node below have it, which is not written to for a
+ * machine's state either.
  */
 static void test_migrate(void)
 {
@@ -1820,6 +1906,7 @@ static void test_migrate(void)
     g_assert_true(bdrv_can_snapshot(blk_bs(below)));
     g_assert_false(bdrv_can_snapshot(blk_bs(blk)));
     bdrv_graph_rdunlock_main_loop();
+    g_assert_cmpint(blk_save_vmstate(blk, data, 0, CLUSTER), ==, -ENOTSUP);
     blk_unref(blk);
     blk_unref(below);
     g_unlink(qcow2);
@@ -2208,6 +2295,8 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-overlay/no-space", test_no_space);
     g_test_add_func("/snapshot-overlay/commit/no-space", test_commit_no_space);
     g_test_add_func("/snapshot-overlay/commit/kept", test_commit_kept);
+    g_test_add_func("/snapshot-overlay/commit/discarded",
+                    test_commit_discarded);
     g_test_add_func("/snapshot-overlay/commit/refused", test_commit_refused);
     g_test_add_func("/snapshot-overlay/export/refused", test_export_refused);
     g_test_add_func("/snapshot-overlay/export/names", test_export_names);
