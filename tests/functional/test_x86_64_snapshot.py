@@ -423,6 +423,13 @@ class Tcg(Guest):
     def test_a20(self):
         self.run_case('a20')            # KVM has no A20
 
+    def test_smp_remap(self):
+        self.run_case('smp_remap', cpus=4)
+
+    def test_single_thread_smp_remap(self):
+        self.run_case('smp_remap', cpus=2, accel='tcg,thread=single',
+                      changes=20)
+
     def test_single_thread_precise(self):
         self.run_case('precise', memory='8M', cpus=2, n=100,
                       accel='tcg,thread=single')

@@ -415,3 +415,48 @@ CASE(storm)
     race = true;
     storm_restore(0);
 }
+
+#define HPET_ID         0xfed00000u
+#define IOAPIC_SELECT   0xfec00000u
+#define PCI_COMMAND     0x04
+#define PCI_MEMORY      2u
+
+/*
+ * Registers that nothing changes, of three devices, with pauses so that
+ * accesses begin at each moment of another CPU's change of the memory map
+ */
+static void read_constants(unsigned cpu)
+{
+    const uint32_t select = mmio_read(IOAPIC_SELECT);
+    const uint32_t hpet = mmio_read(HPET_ID), id = apic_read(APIC_ID);
+    uint32_t random = cpu;
+
+    for (;;) {
+        check_equal("the IOAPIC's IOREGSEL", mmio_read(IOAPIC_SELECT), select);
+        check_equal("the HPET's ID", mmio_read(HPET_ID), hpet);
+        check_equal("the APIC's ID", apic_read(APIC_ID), id);
+        for (unsigned i = random32(&random) % 4096; i; i--) {
+            barrier();
+        }
+        chain[cpu].count++;
+    }
+}
+
+/*
+ * Catches a CPU that looks in the memory map of now for what it found in an
+ * earlier one: it reads another device's register, or QEMU aborts.
+ */
+CASE(smp_remap)
+{
+    uint32_t command = pci_read(snapshot_devfn, PCI_COMMAND);
+
+    for (unsigned cpu = 1; cpu < cpu_count(); cpu++) {
+        ap_start(cpu, read_constants);
+        wait_for_progress(cpu, 1);
+    }
+    for (unsigned i = 0; i < option("changes", 5000); i++) {
+        pci_write(snapshot_devfn, PCI_COMMAND, command ^ PCI_MEMORY);
+        pci_write(snapshot_devfn, PCI_COMMAND, command);
+    }
+    say("%u, %u rounds\n", chain[1].count, chain[cpu_count() - 1].count);
+}
