@@ -76,7 +76,8 @@ our_files() {
         esac
     done
     # Changes to files at QEMU's top, such as MAINTAINERS.patch
-    find . scripts -maxdepth 1 -name '*.patch' | sed 's,^\./,,'
+    find . -maxdepth 1 -name '*.patch' -printf '%P\n'
+    find scripts -name '*.patch'
     [ ${#dirs[@]} -gt 0 ] || return 0
     # A file removed but not yet committed is still listed by git.
     { git ls-files -co --exclude-standard -- "${dirs[@]}" 2>/dev/null ||
