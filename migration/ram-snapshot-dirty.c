@@ -1133,11 +1133,11 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     DirtyStore *ds = dirty_store(snap->store);
     ImageNode *node = image_node(snap);
     bool is_related = log_complete(ds) && log_path(ds, node);
-    const ImageNode *root = node_root_file(node);
+    const ImageNode *root = is_related ? NULL : node_root_file(node);
     unsigned logged, keep;
 
     *pages = 0;
-    if (!is_related && root) {
+    if (root) {
         if (!place(ds, root, node, pages, errp)) {
             set_current(ds, NULL);
             return false;
@@ -1150,7 +1150,7 @@ static bool dirty_restore(RAMSnapshot *snap, uint64_t *pages, Error **errp)
     ram_dirty_log_clear(ds->log, keep);
     trace_ram_snapshot_put_back(logged, *pages, keep);
     set_current(ds, node);
-    return !(*pages || (!is_related && root)) || !kvm_enabled() || kvm_ram_written(errp);
+    return !(*pages || root) || !kvm_enabled() || kvm_ram_written(errp);
 }
 
 static void dirty_release(RAMSnapshot *snap)

@@ -207,9 +207,9 @@ struct Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
  * @base: of which the file is to have only what differs, or NULL
  * @speed: bytes a second at most, 0: no limit
  *
- * As vm_snapshot_run(), but returns when the job has begun.  Without @base, the
- * machine is stopped for some milliseconds before.  Whatever becomes of the slot
- * and of the machine then, the file has what was in the slot.
+ * As vm_snapshot_run(), but returns when the job has begun.  Without @base,
+ * the machine is stopped for some milliseconds before.  Whatever becomes of
+ * the slot and of the machine then, the file has what was in the slot.
  *
  * Returns: the job, a reference of its own; or NULL with @errp set and nothing
  * changed

@@ -652,8 +652,8 @@ static uint64_t count_bytes(const char *path)
  * Catches: a page that a file with a base lacks, or has although the base has
  * it; one that became zero, or again what it was two files before; a file that
  * is as large as its base; a worker that is not what a whole file makes; a base
- * that is opened once more by each of several slots, and then no relative of the
- * others; a list of what was touched, with places of another file.
+ * that is opened once more by each of several slots, and then no relative of
+ * the others; a list of what was touched, with places of another file.
  */
 /* What is read ahead is of the file that RAM is mapped from, if it is. */
 static void check_touched_base(SnapshotVM *vm, const char *machine,
