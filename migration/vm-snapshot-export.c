@@ -412,6 +412,16 @@ static int sync_directory(const char *file)
     return ret;
 }
 
+/* Somebody may have replaced one: then nobody could load the file. */
+static bool bases_are_there(const SnapshotImport *im)
+{
+    struct stat st, opened;
+
+    return !im || (!stat(im->name, &st) && !fstat(im->fd, &opened) &&
+                   st.st_dev == opened.st_dev && st.st_ino == opened.st_ino &&
+                   bases_are_there(im->base));
+}
+
 /*
  * In a thread, when all pages are written.  What makes the file one that can
  * be read is written last, for one that is written to in place.
@@ -435,6 +445,9 @@ static int finish_file(void *opaque)
     }
     if (ret || !job->tmp) {
         return ret;
+    }
+    if (!bases_are_there(job->base)) {
+        return -ESTALE;
     }
     ret = snapshot_export_disks_rename(job->disks);
     if (ret) {
@@ -481,6 +494,10 @@ static int coroutine_fn export_run(Job *common, Error **errp)
         error_prepend(errp, "'%s' was not written: ", job->file);
     } else if (ret == -ECANCELED) {
         error_setg(errp, "The export to '%s' was cancelled", job->file);
+    } else if (ret == -ESTALE) {
+        error_setg(errp, "'%s' was not written: its base '%s', or what that is "
+                   "based on, was replaced meanwhile", job->file,
+                   job->base->name);
     } else if (ret) {
         error_setg_errno(errp, -ret, "Writing '%s' failed", job->file);
         if (ret == -ENOSPC && job->tmp) {
@@ -940,7 +957,9 @@ Job *vm_snapshot_export_start(VMSnapshot *s, const char *job_id, int flags,
     ExportJob *job = NULL;
 
     if (base) {
-        im = open_base(file, base, errp);
+        /* Without one, vm_snapshot_visit() asks for that. */
+        im = vm_snapshot_matches(&s->slots[n], errp) ?
+            open_base(file, base, errp) : NULL;
         if (!im) {
             return NULL;
         }

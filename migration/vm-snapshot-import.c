@@ -455,6 +455,9 @@ static bool make_images(VMSnapshot *s, VMSnapshotSlot *slot, void *opaque,
     slot->ram = ram_snapshot_open(s->store, layers, im->description, errp);
     if (slot->ram && ram_snapshot_is_mapped(slot->ram)) {
         slot->touched = g_steal_pointer(&im->touched);
+    } else if (slot->ram && im->touched) {
+        warn_report("snapshot: '%s' is read and copied: no list of what is "
+                    "touched is written", im->name);
     }
     return slot->ram;
 }

@@ -214,6 +214,12 @@ struct Job *vm_snapshot_commit_start(VMSnapshot *s, const char *job_id,
                                      int flags, int slot,
                                      VMSnapshotCommitDone *done, Error **errp);
 
+/**
+ * vm_snapshot_matches: is the machine made of what it was made of at the save?
+ * @errp: set to what came, went or was changed
+ */
+bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp);
+
 /* vm-snapshot-export.c: write a slot to a file */
 
 /** vm_snapshot_export_start: as vm_snapshot_export(); the slot is there */

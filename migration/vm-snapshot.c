@@ -258,8 +258,7 @@ static void vm_snapshot_loaded(VMSnapshot *s, unsigned n)
     }
 }
 
-/* Is the machine made of what it was made of at the save? */
-static bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp)
+bool vm_snapshot_matches(const VMSnapshotSlot *slot, Error **errp)
 {
     return plug_mark_matches(slot->plugs, errp) &&
         vm_snapshot_disks_match(slot->disks, errp) &&

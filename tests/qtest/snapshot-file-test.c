@@ -1105,6 +1105,61 @@ static void replace_id(QTestState *qts, const char *path, const char *base)
 }
 
 /*
+ * Catches: a slot that could not be restored, as a device or a file of it is
+ * gone, and is written all the same, or ends QEMU; a base that is replaced
+ * while a file is written that needs it.
+ */
+static void test_base_gone(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "");
+    QTestState *qts = vm->qts;
+    g_autofree char *a = path_of("ga"), *b = path_of("gb");
+    g_autofree char *c = path_of("gc"), *error = NULL;
+    File *f;
+
+    snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
+    snapshot_qmp(vm, "save", 0);
+    export(qts, 0, a);
+
+    /* Two jobs, each of which replaces the base of the other: one fails. */
+    export(qts, 0, b);
+    qtest_qmp_assert_success(
+        qts, "{ 'execute': 'x-snapshot-device-export', 'arguments': "
+        "{ 'job-id': 'e', 'slot': 0, 'file': %s, 'base': %s,"
+        " 'speed': 67108864 } }", a, b);
+    g_assert_cmpint(rename(b, c), ==, 0);
+    error = end_job(qts);
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, "was replaced meanwhile"));
+    g_assert_cmpint(rename(c, b), ==, 0);
+    import(qts, 4, a);
+    snapshot_qmp(vm, "discard", 4);
+
+    /* Of the slot's own file, a byte is another one. */
+    export_on(qts, 0, c, a);
+    import(qts, 0, c);
+    restore(qts, 0);
+    export_on(qts, 0, b, a);
+    f = open_file(c);
+    write_at(f, "x", 1, 8);
+    close_file(f);
+    if (!vm->remap) {
+        export_on_refused(qts, b, a, "was changed");
+        export_refused(qts, b, "was changed");
+    }
+    snapshot_vm_end(vm);
+
+    vm = start(machine, "-device pci-bridge,id=bridge,chassis_nr=1,addr=7");
+    qts = vm->qts;
+    snapshot_qmp(vm, "save", 0);
+    export(qts, 0, a);
+    qtest_qmp_device_add(qts, "usb-ehci", "late", "{ 'addr': '9' }");
+    export_on_refused(qts, b, a, "was plugged after the save");
+    export_refused(qts, b, "was plugged after the save");
+    snapshot_vm_end(vm);
+}
+
+/*
  * Catches: a base that is missing, another one, or of another machine; a file
  * that is written over its own base; one that is its own base, or has too many;
  * bitmaps that contradict each other.
@@ -2209,6 +2264,8 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/base", test_base);
     snapshot_add_tests("file/base-shared", test_base_shared);
     snapshot_add_tests("file/base-refused", test_base_refused);
+    snapshot_add_test("pc", "dirty", "file/base-gone", test_base_gone);
+    snapshot_add_test("pc", "remap", "file/base-gone", test_base_gone);
     snapshot_add_tests("file/many-rounds", test_many_rounds);
     snapshot_add_tests("file/damaged", test_damaged);
     snapshot_add_tests("file/hostile", test_hostile);
