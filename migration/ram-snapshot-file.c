@@ -351,24 +351,18 @@ RAMSnapshot *ram_snapshot_open(RAMSnapshotStore *store, GArray *layers,
     return ok ? g_steal_pointer(&snap) : NULL;
 }
 
-/* The layer that has a page, or NULL if it is zero */
-static const RAMSnapshotLayer *page_layer(const GArray *layers,
-                                          const char *idstr, size_t page,
-                                          uint64_t *pages)
+/* Which of the layers has a page of a block?  -1: it is zero */
+static int page_layer(RAMSnapshotFileBlock **blocks, int n, size_t page)
 {
-    for (unsigned i = layers->len; i-- > 0;) {
-        const RAMSnapshotLayer *layer = nth_layer(layers, i);
-        const RAMSnapshotFileBlock *b = find_file_block(layer->blocks, idstr);
-
-        if (test_bit(page, b->bitmap)) {
-            *pages = b->pages;
-            return layer;
+    while (n-- > 0) {
+        if (test_bit(page, blocks[n]->bitmap)) {
+            return n;
         }
-        if (!b->same || !test_bit(page, b->same)) {
+        if (!blocks[n]->same || !test_bit(page, blocks[n]->same)) {
             break;
         }
     }
-    return NULL;
+    return -1;
 }
 
 int image_file_read(int fd, uint8_t *buf, size_t length, off_t pos)
@@ -391,22 +385,25 @@ int ram_snapshot_layers_read(const GArray *layers, const char *idstr,
 {
     const unsigned bits = qemu_target_page_bits();
     const size_t end = (offset + length) >> bits;
+    const int n = layers->len;
+    g_autofree RAMSnapshotFileBlock **blocks = g_new(RAMSnapshotFileBlock *, n);
     size_t page = offset >> bits;
     int ret = 0;
 
+    for (int i = 0; i < n; i++) {
+        blocks[i] = find_file_block(nth_layer(layers, i)->blocks, idstr);
+    }
     while (page < end && !ret) {
         const size_t first = page;
-        uint64_t pages = 0, next;
-        const RAMSnapshotLayer *layer = page_layer(layers, idstr, page, &pages);
+        const int layer = page_layer(blocks, n, page);
 
-        while (++page < end &&
-               page_layer(layers, idstr, page, &next) == layer) {
+        while (++page < end && page_layer(blocks, n, page) == layer) {
             /* Neighbours are read at once. */
         }
         length = (page - first) << bits;
-        if (layer) {
-            ret = image_file_read(layer->fd, buf, length,
-                                  pages + (first << bits));
+        if (layer >= 0) {
+            ret = image_file_read(nth_layer(layers, layer)->fd, buf, length,
+                                  blocks[layer]->pages + (first << bits));
         } else {
             memset(buf, 0, length);
         }

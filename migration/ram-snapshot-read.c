@@ -163,11 +163,11 @@ static void *put_stripes(void *opaque)
     return NULL;
 }
 
-static void put_all(Reader *r)
+/* Small blocks, which are always among them, are not worth a thread. */
+static void put_all(Reader *r, uint64_t bytes)
 {
     QemuThread threads[READERS - 1];
-    const unsigned others = MIN(ARRAY_SIZE(threads),
-                                MAX(r->stripes->len, 1) - 1);
+    const unsigned others = MIN(ARRAY_SIZE(threads), bytes / STRIPE);
 
     for (unsigned i = 0; i < others; i++) {
         qemu_thread_create(&threads[i], "snapshot-read", put_stripes, r,
@@ -213,6 +213,7 @@ bool ram_snapshot_read(const ImageFile *file, const GPtrArray *blocks,
 {
     Reader r = { .file = file, .blocks = blocks };
     const int64_t start = get_clock();
+    uint64_t bytes = 0;
 
     *pages = 0;
     r.stripes = g_array_new(false, false, sizeof(Stripe));
@@ -221,8 +222,9 @@ bool ram_snapshot_read(const ImageFile *file, const GPtrArray *blocks,
         r.changed[i] = bitmap_new(nth_block(&r, i)->length >>
                                   qemu_target_page_bits());
         add_stripes(&r, i);
+        bytes += nth_block(&r, i)->length;
     }
-    put_all(&r);
+    put_all(&r, bytes);
     for (unsigned i = 0; i < blocks->len; i++) {
         *pages += tell_of_changes(nth_block(&r, i), r.changed[i]);
         g_free(r.changed[i]);

@@ -78,18 +78,27 @@ static bool block_can_remap(const RemapSnapshot *rs, const SavedBlock *b)
         ram_block_can_lie_on(b);
 }
 
+/* @layers: files whose content is written, or NULL: what is in RAM */
 static bool image_write_block(const RemapSnapshot *rs, const SavedBlock *b,
-                              bool zeroed, Error **errp)
+                              const GArray *layers, bool zeroed, Error **errp)
 {
+    g_autofree uint8_t *buf = layers ? g_malloc(IMAGE_CHUNK) : NULL;
     ram_addr_t off;
 
     for (off = 0; off < b->length; off += IMAGE_CHUNK) {
         size_t len = MIN(IMAGE_CHUNK, b->length - off);
+        const uint8_t *from = buf ?: b->host + off;
+        int ret = buf ? ram_snapshot_layers_read(layers, b->idstr, off, len,
+                                                 buf) : 0;
 
-        if (zeroed && buffer_is_zero(b->host + off, len)) {
+        if (ret) {
+            error_setg_errno(errp, -ret, "Reading '%s' failed", b->idstr);
+            return false;
+        }
+        if (zeroed && buffer_is_zero(from, len)) {
             continue;
         }
-        if (!ram_snapshot_pwrite(rs->parent.store, b->host + off, len,
+        if (!ram_snapshot_pwrite(rs->parent.store, from, len,
                                  rs->base + b->pos + off, errp)) {
             return false;
         }
@@ -156,9 +165,10 @@ static bool image_reserve(RemapSnapshot *rs, bool *zeroed, Error **errp)
     return true;
 }
 
-static bool remap_save(RAMSnapshot *snap, Error **errp)
+/* @layers: as of image_write_block() */
+static bool image_write(RemapSnapshot *rs, const GArray *layers, Error **errp)
 {
-    RemapSnapshot *rs = remap(snap);
+    const RAMSnapshot *snap = &rs->parent;
     bool zeroed;
     unsigned i;
 
@@ -166,7 +176,8 @@ static bool remap_save(RAMSnapshot *snap, Error **errp)
         return false;
     }
     for (i = 0; i < snap->blocks->len; i++) {
-        if (!image_write_block(rs, saved_block(snap, i), zeroed, errp)) {
+        if (!image_write_block(rs, saved_block(snap, i), layers, zeroed,
+                               errp)) {
             return false;
         }
     }
@@ -174,66 +185,34 @@ static bool remap_save(RAMSnapshot *snap, Error **errp)
     return image_view(rs, snap->store->fd, rs->base, snap->size, errp);
 }
 
-/* Write what several files make, as a save does what RAM is. */
-static bool image_write_layers(const RemapSnapshot *rs, const GArray *layers,
-                               const SavedBlock *b, bool zeroed, Error **errp)
+static bool remap_save(RAMSnapshot *snap, Error **errp)
 {
-    g_autofree uint8_t *buf = g_malloc(IMAGE_CHUNK);
-    ram_addr_t off;
-
-    for (off = 0; off < b->length; off += IMAGE_CHUNK) {
-        size_t len = MIN(IMAGE_CHUNK, b->length - off);
-        int ret = ram_snapshot_layers_read(layers, b->idstr, off, len, buf);
-
-        if (ret) {
-            error_setg_errno(errp, -ret, "Reading '%s' failed", b->idstr);
-            return false;
-        }
-        if (zeroed && buffer_is_zero(buf, len)) {
-            continue;
-        }
-        if (!ram_snapshot_pwrite(rs->parent.store, buf, len,
-                                 rs->base + b->pos + off, errp)) {
-            return false;
-        }
-    }
-    return true;
+    return image_write(remap(snap), NULL, errp);
 }
 
-static bool open_layers(RAMSnapshot *snap, const GArray *layers, Error **errp)
+/* Several files cannot be mapped as one: their content becomes an image. */
+static bool copy_layers(RAMSnapshot *snap, const GArray *layers, Error **errp)
 {
-    bool zeroed;
     off_t pos = 0;
-    unsigned i;
 
     warn_report("snapshot: '%s' has a base: with ram=remap it is read and "
                 "copied, not mapped",
                 g_array_index(layers, RAMSnapshotLayer, layers->len - 1).name);
-    for (i = 0; i < snap->blocks->len; i++) {
+    image_file_unref(g_steal_pointer(&snap->file));
+    for (unsigned i = 0; i < snap->blocks->len; i++) {
         SavedBlock *b = saved_block(snap, i);
 
         g_clear_pointer(&b->bitmap, g_free);
         b->pos = pos;
         pos += b->length;
     }
-    if (!image_reserve(remap(snap), &zeroed, errp)) {
-        return false;
-    }
-    for (i = 0; i < snap->blocks->len; i++) {
-        if (!image_write_layers(remap(snap), layers, saved_block(snap, i),
-                                zeroed, errp)) {
-            return false;
-        }
-    }
-    image_file_unref(g_steal_pointer(&snap->file));
-    return image_view(remap(snap), snap->store->fd, remap(snap)->base,
-                      snap->size, errp);
+    return image_write(remap(snap), layers, errp);
 }
 
 static bool remap_open(RAMSnapshot *snap, const GArray *layers, Error **errp)
 {
     if (layers->len > 1) {
-        return open_layers(snap, layers, errp);
+        return copy_layers(snap, layers, errp);
     }
     if (!image_view(remap(snap), snap->file->fd, 0, snap->file->end, errp)) {
         return false;

@@ -412,14 +412,19 @@ static int sync_directory(const char *file)
     return ret;
 }
 
-/* Somebody may have replaced one: then nobody could load the file. */
-static bool bases_are_there(const SnapshotImport *im)
+/* Is what was opened what there is by that name? */
+static bool is_name_of(const char *name, int fd)
 {
     struct stat st, opened;
 
-    return !im || (!stat(im->name, &st) && !fstat(im->fd, &opened) &&
-                   st.st_dev == opened.st_dev && st.st_ino == opened.st_ino &&
-                   bases_are_there(im->base));
+    return !stat(name, &st) && !fstat(fd, &opened) &&
+        st.st_dev == opened.st_dev && st.st_ino == opened.st_ino;
+}
+
+/* Somebody may have replaced one: then nobody could load the file. */
+static bool bases_are_there(const SnapshotImport *im)
+{
+    return !im || (is_name_of(im->name, im->fd) && bases_are_there(im->base));
 }
 
 /*
@@ -907,11 +912,7 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
 /* To be written, it must be none that it needs. */
 static bool is_layer(const char *file, const SnapshotImport *im)
 {
-    struct stat st, other;
-
-    return im && !stat(file, &st) &&
-        ((!fstat(im->fd, &other) && st.st_dev == other.st_dev &&
-          st.st_ino == other.st_ino) || is_layer(file, im->base));
+    return im && (is_name_of(file, im->fd) || is_layer(file, im->base));
 }
 
 /* Returns: NULL with @errp set */

@@ -296,22 +296,6 @@ static void sort_ranges(GArray *ranges)
     } while (ranges->len > RANGES_MAX);
 }
 
-static bool write_text(int fd, const GString *text)
-{
-    size_t done = 0;
-
-    while (done < text->len) {
-        ssize_t n = RETRY_ON_EINTR(write(fd, text->str + done,
-                                         text->len - done));
-
-        if (n < 0) {
-            return false;
-        }
-        done += n;
-    }
-    return true;
-}
-
 /* Under another name first: many machines may write it at the same time. */
 static bool write_list(const SnapshotTouched *t, Error **errp)
 {
@@ -328,7 +312,8 @@ static bool write_list(const SnapshotTouched *t, Error **errp)
             g_string_append_printf(text, "%" PRIx64 " %" PRIx64 "\n",
                                    range->offset, range->length);
         }
-        ok = write_text(fd, text) && !rename(tmp, t->list);
+        ok = qemu_write_full(fd, text->str, text->len) == text->len &&
+            !rename(tmp, t->list);
         if (!ok) {
             error_setg_errno(errp, errno, "Writing '%s' failed", tmp);
             unlink(tmp);

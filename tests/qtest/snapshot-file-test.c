@@ -463,16 +463,26 @@ static void test_exact(const void *machine)
     snapshot_vm_end(vm);
 }
 
-static unsigned count_fds(QTestState *qts)
+/* How often has QEMU opened a file?  NULL: any */
+static unsigned count_opened(QTestState *qts, const char *file)
 {
     g_autofree char *path = g_strdup_printf("/proc/%d/fd", qtest_pid(qts));
     g_autoptr(GDir) fds = g_dir_open(path, 0, NULL);
+    const char *name;
     unsigned n = 0;
 
-    while (g_dir_read_name(fds)) {
-        n++;
+    while ((name = g_dir_read_name(fds))) {
+        g_autofree char *fd = g_build_filename(path, name, NULL);
+        g_autofree char *link = g_file_read_link(fd, NULL);
+
+        n += !file || !g_strcmp0(link, file);
     }
     return n;
+}
+
+static unsigned count_fds(QTestState *qts)
+{
+    return count_opened(qts, NULL);
 }
 
 /* What a slot has: the seeds of two parts of RAM; 0 is zeroes */
@@ -600,23 +610,6 @@ static void test_beside_slots(const void *machine)
 static void test_row_beside_slots(const void *machine)
 {
     do_beside_slots(machine, true);
-}
-
-/* How often has QEMU opened it? */
-static unsigned count_opened(QTestState *qts, const char *file)
-{
-    g_autofree char *path = g_strdup_printf("/proc/%d/fd", qtest_pid(qts));
-    g_autoptr(GDir) fds = g_dir_open(path, 0, NULL);
-    const char *name;
-    unsigned n = 0;
-
-    while ((name = g_dir_read_name(fds))) {
-        g_autofree char *fd = g_build_filename(path, name, NULL);
-        g_autofree char *link = g_file_read_link(fd, NULL);
-
-        n += !g_strcmp0(link, file);
-    }
-    return n;
 }
 
 /* In how many pages it differs from its base; in @zero of them by being zero */
