@@ -313,7 +313,7 @@ def workers(bench):
     rates = {'itself': [], 'a file': []}
     alone, all_started, pss = [], [], []
     with toy(bench, directory) as m:
-        m.wait_boot('the guest is there')
+        m.wait_restore()
         m.qmp('stop')
         export(m, path)
         load = f'load={path}'

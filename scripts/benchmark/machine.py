@@ -192,6 +192,14 @@ class Machine:
                 self.fail(f'the guest did not say "{text}"')
             time.sleep(0.05)
 
+    def wait_restore(self, timeout=240):
+        """Until the guest has saved itself and is put back"""
+        end = time.monotonic() + timeout
+        while not self.qmp('x-query-snapshot-device')['restores']:
+            if time.monotonic() > end:
+                self.fail('the guest does not restore')
+            time.sleep(0.05)
+
     def type(self, line):
         self.console.sendall(line.encode() + b'\n')
 
