@@ -13,6 +13,7 @@ import tempfile
 import time
 
 from machine import BenchError, Machine
+from measure import qemu_img
 import stats
 
 DISK = 'vda'
@@ -132,7 +133,7 @@ def in_flight(bench):
 
 
 def _qemu_img(bench, *args):
-    subprocess.run([Path(bench.qemu).with_name('qemu-img'), *args], check=True,
+    subprocess.run([qemu_img(bench.qemu), *args], check=True,
                    stdout=subprocess.DEVNULL)
 
 
