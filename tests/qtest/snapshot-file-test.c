@@ -2100,6 +2100,86 @@ static void test_states(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/* A file of a slot with a section that only the device can find wrong */
+static void export_bad(QTestState *qts, unsigned slot, const char *path)
+{
+    QDict *section;
+    File *f;
+
+    export(qts, slot, path);
+    f = open_file(path);
+    for (unsigned i = 0; (section = nth(f->d, "sections", i)); i++) {
+        if (!strcmp(qdict_get_str(section, "name"), "serial")) {
+            break;
+        }
+    }
+    g_assert_nonnull(section);
+    qdict_put_int(section, "length", get_uint(section, "length") - 1);
+    write_qdict(f, f->d);
+    close_file(f);
+}
+
+/* Fail half way, which leaves a machine that only a restore can help. */
+static void restore_bad(SnapshotVM *vm, unsigned slot)
+{
+    snapshot_qmp_refused(vm, "restore", slot, "Loading 'serial'");
+    snapshot_assert_state(vm, "internal-error");
+    snapshot_qmp_refused(vm, "save", 1, "stopped until its next reset");
+}
+
+/* Returns: what QEMU, which did not start, has said */
+static char *load_refused(const SnapshotVM *like, const char *machine,
+                          const char *file)
+{
+    g_autofree char *cmd = g_strdup_printf(
+        "%s -M %s -m 16 -serial null -rtc clock=vm -display none -accel qtest "
+        "-device pvpanic -device snapshot,slots=5,ram=%s,load=%s",
+        getenv("QTEST_QEMU_BINARY"), machine, like->remap ? "remap" : "dirty",
+        file);
+    char *said;
+    int status;
+
+    g_assert_true(g_spawn_command_line_sync(cmd, NULL, &said, &status, NULL));
+    g_test_message("%s", said);
+    g_assert_true(WIFEXITED(status));
+    g_assert_cmpint(WEXITSTATUS(status), ==, 1);
+    return said;
+}
+
+/*
+ * Catches: a restore that fails half way, and ends QEMU if the machine does not
+ * run, whatever it is stopped for.
+ */
+static void test_bad_section(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "-device pvpanic");
+    g_autofree char *path = path_of("bad"), *said = NULL;
+
+    snapshot_qmp(vm, "save", 0);
+    export_bad(vm->qts, 0, path);
+    import(vm->qts, 4, path);
+    snapshot_assert_state(vm, "prelaunch");
+    restore_bad(vm, 4);
+    restore_bad(vm, 4);
+    assert_unharmed(vm->qts);
+    snapshot_assert_state(vm, "prelaunch");
+    said = load_refused(vm, machine, path);
+    g_assert_nonnull(strstr(said, "load=: "));
+    g_assert_nonnull(strstr(said, "Loading 'serial'"));
+    snapshot_vm_end(vm);
+
+    vm = snapshot_vm_start(",slots=5", "-M %s -m 16 -serial null"
+                           " -rtc clock=vm -action panic=pause"
+                           " -device pvpanic", (const char *)machine);
+    snapshot_qmp(vm, "save", 0);
+    import(vm->qts, 4, path);
+    qtest_outb(vm->qts, 0x505, 1);
+    wait_state(vm, "guest-panicked");
+    restore_bad(vm, 4);
+    restore(vm->qts, 0);
+    snapshot_vm_end(vm);
+}
+
 /* The line of the fingerprint that two files differ in, or NULL */
 static const char *first_difference(const File *a, const File *b)
 {
@@ -2262,6 +2342,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/many-rounds", test_many_rounds);
     snapshot_add_tests("file/damaged", test_damaged);
     snapshot_add_tests("file/hostile", test_hostile);
+    snapshot_add_tests("file/bad-section", test_bad_section);
     snapshot_add_test("pc", "dirty", "file/mutations", test_mutations);
     snapshot_add_test("pc", "remap", "file/mutations", test_mutations);
     snapshot_add_test("pc", "dirty", "file/base-mutations",
