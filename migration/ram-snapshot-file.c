@@ -56,6 +56,38 @@ bool image_file_is_as_opened(const ImageFile *file, Error **errp)
     return false;
 }
 
+static bool is_file_of(int fd, const struct stat *st)
+{
+    struct stat here;
+
+    return fd >= 0 && !fstat(fd, &here) && here.st_dev == st->st_dev &&
+        here.st_ino == st->st_ino;
+}
+
+bool ram_snapshot_lies_in(const RAMSnapshotStore *store, int fd)
+{
+    struct stat st;
+    RAMBlock *rb;
+
+    if (fstat(fd, &st) < 0) {
+        return false;
+    }
+    for (unsigned i = 0; i < store->files->len; i++) {
+        const ImageFile *file = g_ptr_array_index(store->files, i);
+
+        if (is_file_of(file->fd, &st)) {
+            return true;
+        }
+    }
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH(rb) {
+        if (is_file_of(rb->fd, &st)) {
+            return true;
+        }
+    }
+    return is_file_of(store->fd, &st);
+}
+
 static void image_file_close(gpointer opaque)
 {
     ImageFile *file = opaque;

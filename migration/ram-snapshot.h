@@ -155,6 +155,13 @@ void ram_snapshot_touched_free(RAMSnapshotTouched *t);
 bool ram_snapshot_is_mapped(const RAMSnapshot *snap);
 
 /**
+ * ram_snapshot_lies_in: is a file one that RAM, or an image, is mapped from?
+ *
+ * Who shortens such a file ends QEMU.
+ */
+bool ram_snapshot_lies_in(const RAMSnapshotStore *store, int fd);
+
+/**
  * RAMSnapshotView: an image to be read in any thread, while the machine runs
  *
  * The image is kept until ram_snapshot_view_free(), whoever frees it.

@@ -572,6 +572,12 @@ static bool open_file(ExportJob *job, Error **errp)
 
     if (strstart(job->file, "/dev/fdset/", NULL)) {
         job->fd = qemu_create(job->file, O_RDWR, 0600, errp);
+        if (job->fd >= 0 && ram_snapshot_lies_in(job->s->store, job->fd)) {
+            error_setg(errp, "'%s' is a file that RAM is mapped from",
+                       job->file);
+            error_append_hint(errp, "Give the descriptor of another file.\n");
+            return false;
+        }
         /* What was in it must not be found where pages are left out. */
         if (job->fd >= 0 && ftruncate(job->fd, 0) < 0) {
             error_setg_errno(errp, errno, "'%s' cannot be emptied", job->file);

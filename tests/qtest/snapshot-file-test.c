@@ -1553,6 +1553,57 @@ static void test_two_jobs(const void *machine)
     snapshot_vm_end(vm);
 }
 
+static void add_fd(QTestState *qts, const char *path, int flags, int fdset)
+{
+    int fd = open(path, flags, 0600);
+
+    g_assert_cmpint(fd, >=, 0);
+    qtest_qmp_fds_assert_success(qts, &fd, 1, "{ 'execute': 'add-fd',"
+                                 " 'arguments': { 'fdset-id': %d } }", fdset);
+    close(fd);
+}
+
+static void remove_fd(QTestState *qts, int fdset)
+{
+    qtest_qmp_assert_success(qts, "{ 'execute': 'remove-fd',"
+                             " 'arguments': { 'fdset-id': %d } }", fdset);
+}
+
+/*
+ * Catches: an export into a file that the guest's memory, or an image of it, is
+ * mapped from, which ends QEMU; one that is refused, and has emptied a file.
+ */
+static void test_own_files(const void *machine)
+{
+    g_autofree char *path = path_of("ownfile"), *ram = path_of("ownram");
+    g_autofree char *store = path_of("ownstore");
+    g_autofree char *properties = g_strdup_printf(",slots=5,file=%s", store);
+    const char *const own[] = { path, ram, store };
+    SnapshotVM *vm;
+
+    unlink(ram);
+    vm = snapshot_vm_start(properties, "-M %s -serial null -rtc clock=vm -S "
+                           "-m 16 -object memory-backend-file,id=ram,size=16M,"
+                           "share=on,mem-path=%s -machine memory-backend=ram",
+                           (const char *)machine, ram);
+    snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+    import(vm->qts, 1, path);
+    restore(vm->qts, 1);
+    g_assert_cmpint(chmod(path, 0600), ==, 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(own); i++) {
+        add_fd(vm->qts, own[i], O_RDWR, 1);
+        export_refused(vm->qts, "/dev/fdset/1",
+                       "is a file that RAM is mapped from");
+        remove_fd(vm->qts, 1);
+    }
+    assert_unharmed(vm->qts);
+    restore(vm->qts, 1);
+    snapshot_check(vm, 1 * MiB, RAM - 1 * MiB, 1);
+    snapshot_vm_end(vm);
+}
+
 /*
  * Catches: a file descriptor's old content that shows where the new has no
  * pages; a device, a directory that is replaced; a limit or a directory that
@@ -1564,28 +1615,20 @@ static void test_places(const void *machine)
     g_autofree char *path = path_of("place"), *fifo = path_of("placefifo");
     g_autofree char *error = NULL;
     struct rlimit limit = { 4 * MiB, RLIM_INFINITY };
-    int fd;
 
     /* First a file full of pages, then the same with less of them. */
     snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
     snapshot_qmp(vm, "save", 0);
     for (unsigned i = 0; i < 2; i++) {
-        fd = open(path, O_RDWR | O_CREAT, 0600);
-        qtest_qmp_fds_assert_success(vm->qts, &fd, 1, "{ 'execute': 'add-fd',"
-                                     " 'arguments': { 'fdset-id': 1 } }");
-        close(fd);
+        add_fd(vm->qts, path, O_RDWR | O_CREAT, 1);
         export(vm->qts, 0, "/dev/fdset/1");
-        qtest_qmp_assert_success(vm->qts, "{ 'execute': 'remove-fd',"
-                                 " 'arguments': { 'fdset-id': 1 } }");
+        remove_fd(vm->qts, 1);
         if (!i) {
             qtest_memset(vm->qts, 1 * MiB, 0, 8 * MiB);
             snapshot_qmp(vm, "save", 0);
         }
     }
-    fd = open(path, O_RDONLY);
-    qtest_qmp_fds_assert_success(vm->qts, &fd, 1, "{ 'execute': 'add-fd',"
-                                 " 'arguments': { 'fdset-id': 2 } }");
-    close(fd);
+    add_fd(vm->qts, path, O_RDONLY, 2);
     import(vm->qts, 1, "/dev/fdset/2");
     snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 2);
     restore(vm->qts, 1);
@@ -2359,6 +2402,7 @@ int main(int argc, char **argv)
     snapshot_add_test("pc", "dirty", "file/two-jobs", test_two_jobs);
     snapshot_add_test("q35", "remap", "file/two-jobs", test_two_jobs);
     snapshot_add_tests("file/places", test_places);
+    snapshot_add_tests("file/own-files", test_own_files);
     snapshot_add_tests("file/changed", test_changed);
     snapshot_add_tests("file/unnoticed", test_unnoticed);
     snapshot_add_tests("file/shared", test_shared);
