@@ -356,7 +356,7 @@ snapshot_overlay_export_begin(SnapshotOverlaySlot *slot, const char *filename,
     bdrv_ref(x->bs);
     x->fd = -1;
     /* Absolute, so that it is not taken for a protocol */
-    x->filename = g_canonicalize_filename(filename, NULL);
+    x->filename = filename ? g_canonicalize_filename(filename, NULL) : NULL;
     if (!block_commits(x, errp)) {
         goto fail;
     }
@@ -371,6 +371,9 @@ snapshot_overlay_export_begin(SnapshotOverlaySlot *slot, const char *filename,
     s = x->bs->opaque;
     x->cluster_sectors = image_cluster_sectors(s->sectors);
     requests = count_requests(x);
+    if (!filename) {
+        return x;
+    }
     if (!create_image(x, errp)) {
         goto fail;
     }

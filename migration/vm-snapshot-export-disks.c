@@ -16,7 +16,7 @@ typedef struct ExportDisk {
     char *device;
     char *file;                 /* that has the content in the end */
     char *tmp;                  /* its name until then; NULL: it is not new */
-    SnapshotOverlayExport *x;   /* NULL likewise */
+    SnapshotOverlayExport *x;   /* as long as there is one, commits wait */
 } ExportDisk;
 
 struct SnapshotExportDisks {
@@ -32,14 +32,14 @@ static ExportDisk *nth_disk(const SnapshotExportDisks *e, unsigned i)
     return &g_array_index(e->disks, ExportDisk, i);
 }
 
-/* The image that an overlay is over: a file of the host's, or NULL */
+/* The image that an overlay is over: its name, and what it is if it has none */
 static char *image_below(BlockDriverState *bs)
 {
     GRAPH_RDLOCK_GUARD_MAINLOOP();
 
     bdrv_refresh_filename(bs->file->bs);
-    return bs->file->bs->exact_filename[0] ?
-        g_strdup(bs->file->bs->exact_filename) : NULL;
+    return g_strdup(bs->file->bs->exact_filename[0] ?
+                    bs->file->bs->exact_filename : bs->file->bs->filename);
 }
 
 static bool describe_image(SnapshotFileDisk *d, const char *device,
@@ -48,8 +48,10 @@ static bool describe_image(SnapshotFileDisk *d, const char *device,
     struct stat st;
 
     if (stat(file, &st) < 0 || !S_ISREG(st.st_mode)) {
-        error_setg(errp, "The disk of '%s' is not in a file of this host",
-                   device);
+        error_setg(errp, "The disk of '%s' is '%s', which is no regular file "
+                   "of this host", device, name);
+        error_append_hint(errp, "An image that has it as its backing file "
+                          "would be one (qemu-img create -b).\n");
         return false;
     }
     d->device = g_strdup(device);
@@ -64,10 +66,14 @@ static bool begin_disk(const char *device, BlockDriverState *bs,
 {
     SnapshotExportDisks *e = opaque;
     ExportDisk disk = { .device = g_strdup(device) };
+    g_autoptr(SnapshotFileDisk) d = g_new0(SnapshotFileDisk, 1);
+    uint64_t bytes;
     ERRP_GUARD();
 
-    disk.tmp = g_strdup_printf("%s.%u.qcow2.%s", e->file, e->disks->len,
-                               e->suffix);
+    if (e->suffix) {
+        disk.tmp = g_strdup_printf("%s.%u.qcow2.%s", e->file, e->disks->len,
+                                   e->suffix);
+    }
     disk.x = snapshot_overlay_export_begin(slot, disk.tmp, e->job, errp);
     if (!disk.x) {
         error_prepend(errp, "The disk of '%s' cannot be written: ", device);
@@ -75,18 +81,26 @@ static bool begin_disk(const char *device, BlockDriverState *bs,
         g_free(disk.device);
         return false;
     }
-    e->bytes += snapshot_overlay_export_bytes(disk.x);
-    if (snapshot_overlay_export_bytes(disk.x)) {
+    bytes = snapshot_overlay_export_bytes(disk.x);
+    e->bytes += bytes;
+    if (bytes) {
         disk.file = g_strdup_printf("%s.%u.qcow2", e->file, e->disks->len);
     } else {
-        /* Nothing was written: the image itself will do. */
-        snapshot_overlay_export_end(g_steal_pointer(&disk.x));
-        unlink(disk.tmp);
+        /* Nothing was written: the image itself will do, if it is one. */
+        if (disk.tmp) {
+            unlink(disk.tmp);
+        }
         g_clear_pointer(&disk.tmp, g_free);
         disk.file = image_below(bs);
     }
     g_array_append_val(e->disks, disk);
-    return true;
+    if (bytes && !e->suffix) {
+        error_setg(errp, "A file descriptor has no place for what the guest "
+                   "has written to the disk of '%s'", device);
+        error_append_hint(errp, "Give the name of a file.\n");
+        return false;
+    }
+    return bytes || describe_image(d, device, disk.file, disk.file, errp);
 }
 
 SnapshotExportDisks *snapshot_export_disks_begin(const VMSnapshotDisks *disks,
@@ -126,7 +140,7 @@ int coroutine_fn snapshot_export_disks_write(SnapshotExportDisks *e,
             if (job_is_cancelled(e->job)) {
                 return -ECANCELED;
             }
-            n = disk->x ? snapshot_overlay_co_export(disk->x, errp) : 0;
+            n = disk->tmp ? snapshot_overlay_co_export(disk->x, errp) : 0;
             if (n < 0) {
                 error_prepend(errp, "The disk of '%s' cannot be written: ",
                               disk->device);
@@ -149,8 +163,8 @@ SnapshotFileDiskList *snapshot_export_disks_describe(SnapshotExportDisks *e,
         SnapshotFileDisk *d = g_new0(SnapshotFileDisk, 1);
 
         QAPI_LIST_APPEND(tail, d);
-        if (!describe_image(d, disk->device, disk->tmp ?: disk->file ?: "",
-                            disk->file ?: "", errp)) {
+        if (!describe_image(d, disk->device, disk->tmp ?: disk->file,
+                            disk->file, errp)) {
             return NULL;
         }
     }
@@ -179,9 +193,7 @@ void snapshot_export_disks_end(SnapshotExportDisks *e)
     for (unsigned i = 0; i < e->disks->len; i++) {
         ExportDisk *disk = nth_disk(e, i);
 
-        if (disk->x) {
-            snapshot_overlay_export_end(disk->x);
-        }
+        snapshot_overlay_export_end(disk->x);
         if (disk->tmp) {
             unlink(disk->tmp);
         }
@@ -226,7 +238,7 @@ static bool check_disk(const char *device, BlockDriverState *bs,
         error_append_hint(errp, "Start QEMU with load=.\n");
         return false;
     }
-    if (!image || !describe_image(here, device, image, image, errp)) {
+    if (!describe_image(here, device, image, image, errp)) {
         return false;
     }
     if (here->length != d->length || here->mtime != d->mtime) {

@@ -578,11 +578,6 @@ static bool open_file(ExportJob *job, Error **errp)
             error_append_hint(errp, "Give the descriptor of another file.\n");
             return false;
         }
-        /* What was in it must not be found where pages are left out. */
-        if (job->fd >= 0 && ftruncate(job->fd, 0) < 0) {
-            error_setg_errno(errp, errno, "'%s' cannot be emptied", job->file);
-            return false;
-        }
         return job->fd >= 0;
     }
     if (!stat(job->file, &st) && !S_ISREG(st.st_mode)) {
@@ -863,25 +858,6 @@ static void describe(ExportJob *job, unsigned n)
     describe_blocks(job);
 }
 
-/* Their images are beside the file, and have its temporary name's end. */
-static SnapshotExportDisks *begin_disks(ExportJob *job,
-                                        const VMSnapshotDisks *disks,
-                                        Error **errp)
-{
-    SnapshotExportDisks *e;
-
-    e = snapshot_export_disks_begin(disks, job->file, job->tmp ?
-                                    job->tmp + strlen(job->file) + 1 : "tmp",
-                                    &job->common, errp);
-    if (e && snapshot_export_disks_bytes(e) && !job->tmp) {
-        error_setg(errp, "A file descriptor has no place for what the guest "
-                   "has written to disks");
-        error_append_hint(errp, "Give the name of a file.\n");
-        g_clear_pointer(&e, snapshot_export_disks_end);
-    }
-    return e;
-}
-
 static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
                     Error **errp)
 {
@@ -894,7 +870,10 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
     if (!job->view) {
         return false;
     }
-    job->disks = begin_disks(job, slot->disks, errp);
+    /* Images are beside the file, and have its temporary name's end. */
+    job->disks = snapshot_export_disks_begin(slot->disks, job->file, job->tmp ?
+                                             job->tmp + strlen(job->file) + 1 :
+                                             NULL, &job->common, errp);
     if (!job->disks) {
         return false;
     }
@@ -907,7 +886,9 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
     place_sections(job, slot->devices);
     place_other_blocks(job);
     describe(job, n);
-    if (ftruncate(job->fd, parts_end(job)) < 0) {
+    /* What was in it must not be found where pages are left out. */
+    if (ftruncate(job->fd, 0) < 0 ||
+        ftruncate(job->fd, parts_end(job)) < 0) {
         error_setg_errno(errp, errno, "Making '%s' %" PRIu64 " bytes long "
                          "failed", job->file, parts_end(job));
         return false;

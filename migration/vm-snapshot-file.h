@@ -71,7 +71,10 @@ typedef struct SnapshotExportDisks SnapshotExportDisks;
 /**
  * snapshot_export_disks_begin: create an image for each disk written to
  * @disks: of the slot, which may be discarded; may be NULL
- * @file: of the slot; and @suffix: of temporary names: they are kept
+ * @file: of the slot; and @suffix: of temporary names, or NULL if images have
+ *        no place: they are kept
+ *
+ * No disk is committed until snapshot_export_disks_end().
  *
  * Returns: for snapshot_export_disks_end(), or NULL with @errp set
  */

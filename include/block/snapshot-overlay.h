@@ -201,7 +201,9 @@ typedef struct SnapshotOverlayExport SnapshotOverlayExport;
  *
  * @slot: the slot; its content is kept until snapshot_overlay_export_end(), so
  *        that it can be discarded
- * @filename: path of the image.  There must be no such file.
+ * @filename: path of the image.  There must be no such file.  %NULL: none is
+ *            created, and nothing can be written; to hold the slot, to keep
+ *            commits away, and to know how much there is
  * @job: to be paused while others want all idle, or %NULL
  * @errp: why that cannot be, with the name of the node or the file
  *

@@ -680,18 +680,25 @@ static void start_commit(SnapshotVM *vm, int slot)
     }
 }
 
-/* @text: NULL, or what the error contains. */
-static void wait_commit(SnapshotVM *vm, const char *text)
+static void wait_concluded(SnapshotVM *vm)
 {
-    QDict *event, *answer, *job;
     bool done = false;
 
     while (!done) {
-        event = qtest_qmp_eventwait_ref(vm->qts, "JOB_STATUS_CHANGE");
+        QDict *event = qtest_qmp_eventwait_ref(vm->qts, "JOB_STATUS_CHANGE");
+
         done = !strcmp(qdict_get_str(qdict_get_qdict(event, "data"), "status"),
                        "concluded");
         qobject_unref(event);
     }
+}
+
+/* @text: NULL, or what the error contains. */
+static void wait_commit(SnapshotVM *vm, const char *text)
+{
+    QDict *answer, *job;
+
+    wait_concluded(vm);
     answer = qtest_qmp(vm->qts, "{ 'execute': 'query-jobs' }");
     job = qobject_to(QDict, qlist_peek(qdict_get_qlist(answer, "return")));
     g_assert_cmpstr(qdict_get_str(job, "type"), ==, "snapshot-device-commit");
@@ -1248,6 +1255,170 @@ static void test_commit_iothread(const void *machine)
 }
 
 /* IDE at port 0x1f0 is the pc's, as is a controller of floppies. */
+/* ---- Files of slots ---- */
+
+/* Returns: the answer, to be freed */
+static QDict *start_export(SnapshotVM *vm, const char *file, int64_t speed)
+{
+    return qtest_qmp(vm->qts, "{ 'execute': 'x-snapshot-device-export',"
+                     " 'arguments': { 'job-id': 'export0', 'slot': 0,"
+                     " 'file': %s, 'speed': %" PRId64 " } }", file, speed);
+}
+
+static void export_refused(SnapshotVM *vm, const char *file, const char *text)
+{
+    QDict *answer = start_export(vm, file, 0);
+    const char *desc;
+
+    g_assert_true(qdict_haskey(answer, "error"));
+    desc = qdict_get_str(qdict_get_qdict(answer, "error"), "desc");
+    g_test_message("%s", desc);
+    g_assert_nonnull(strstr(desc, text));
+    qobject_unref(answer);
+}
+
+static void end_export(SnapshotVM *vm, const char *text)
+{
+    QDict *answer;
+    const char *error;
+
+    wait_concluded(vm);
+    answer = qtest_qmp(vm->qts, "{ 'execute': 'query-jobs' }");
+    error = qdict_get_try_str(qobject_to(QDict, qlist_peek(
+                              qdict_get_qlist(answer, "return"))), "error");
+    g_test_message("%s", error ?: "no error");
+    g_assert_true(text ? error && strstr(error, text) : !error);
+    qobject_unref(answer);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-dismiss',"
+                             " 'arguments': { 'id': 'export0' } }");
+}
+
+static void export(SnapshotVM *vm, const char *file)
+{
+    QDict *answer = start_export(vm, file, 0);
+
+    g_assert_true(qdict_haskey(answer, "return"));
+    qobject_unref(answer);
+    end_export(vm, NULL);
+}
+
+static void remove_files(const char *file)
+{
+    g_autofree char *image = g_strdup_printf("%s.0.qcow2", file);
+
+    g_unlink(image);
+    g_unlink(file);
+}
+
+/*
+ * Catches: a commit to an image while a file is written that is to belong to it
+ * as it is, because nothing was written to the disk: it would belong to it as
+ * it has become.
+ */
+static void test_export_commit(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    g_autofree char *file = g_strdup_printf("%s.slot", path);
+    SnapshotVM *vm = start_ide(machine, "", path, "");
+
+    snapshot_fill(vm, 1 * MiB, 16 * MiB, 1);
+    snapshot_save(vm, 0);
+    ide_write(vm, 0, 1, 0x33);
+    qobject_unref(start_export(vm, file, 1 * MiB));
+    commit_refused(vm, -1, "a slot is being exported");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'job-cancel',"
+                             " 'arguments': { 'id': 'export0' } }");
+    end_export(vm, "cancelled");
+    commit(vm, -1);
+    snapshot_vm_end(vm);
+    remove_files(file);
+    g_unlink(path);
+    g_free(path);
+}
+
+static void use_fd(SnapshotVM *vm, const char *file, int flags)
+{
+    int fd = open(file, flags);
+
+    g_assert_cmpint(fd, >=, 0);
+    qtest_qmp_fds_assert_success(vm->qts, &fd, 1, "{ 'execute': 'add-fd',"
+                                 " 'arguments': { 'fdset-id': 1 } }");
+    close(fd);
+}
+
+/*
+ * Catches: a descriptor that a slot cannot be written to, though its disks are
+ * as their images are; one whose file is emptied, and then refused.
+ */
+static void test_export_fd(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    g_autofree char *file = g_strdup_printf("%s.slot", path), *old = NULL;
+    SnapshotVM *vm = start_ide(machine, "", path, "");
+
+    snapshot_fill(vm, 1 * MiB, 16 * MiB, 1);
+    snapshot_save(vm, 0);
+    g_assert_true(g_file_set_contents(file, "old", -1, NULL));
+    use_fd(vm, file, O_RDWR);
+    export(vm, "/dev/fdset/1");
+    snapshot_fill(vm, 1 * MiB, 16 * MiB, 2);
+    qtest_qmp_assert_success(
+        vm->qts, "{ 'execute': 'x-snapshot-device-import', 'arguments': "
+        "{ 'slot': 1, 'file': %s, 'check': true } }", file);
+    snapshot_restore(vm, 1);
+    snapshot_check(vm, 1 * MiB, 16 * MiB, 1);
+    snapshot_discard(vm, 1);
+    snapshot_restore(vm, 0);
+
+    g_assert_true(g_file_set_contents(file, "old", -1, NULL));
+    use_fd(vm, file, O_RDWR);
+    ide_write(vm, 0, 1, 0x33);
+    snapshot_save(vm, 0);
+    export_refused(vm, "/dev/fdset/1", "has written to the disk of 'hda'");
+    g_assert_true(g_file_get_contents(file, &old, NULL, NULL));
+    g_assert_cmpstr(old, ==, "old");
+    export(vm, file);
+    snapshot_vm_end(vm);
+    remove_files(file);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
+/*
+ * Catches: a disk that is no file of the host's, which is told of when all else
+ * is written, or not at all.
+ */
+static void test_export_device(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    g_autofree char *file = g_strdup_printf("%s.slot", path);
+    SnapshotVM *vm = start_ide(machine, "", path, "");
+    QDict *error;
+
+    snapshot_save(vm, 0);
+    export(vm, file);
+    snapshot_vm_end(vm);
+
+    vm = snapshot_vm_start(
+        "", "-M %s -nodefaults -drive if=none,id=d,format=raw,"
+        "file.driver=null-co,file.size=8M,file.read-zeroes=on "
+        "-device ide-hd,drive=d,bus=ide.0,unit=0,id=hda",
+        (const char *)machine);
+    error = qtest_qmp_assert_failure_ref(
+        vm->qts, "{ 'execute': 'x-snapshot-device-import', 'arguments': "
+        "{ 'slot': 1, 'file': %s } }", file);
+    g_test_message("%s", qdict_get_str(error, "desc"));
+    g_assert_nonnull(strstr(qdict_get_str(error, "desc"), "no regular file"));
+    qobject_unref(error);
+    snapshot_save(vm, 0);
+    export_refused(vm, file, "no regular file");
+    ide_write(vm, 0, 1, 0x33);
+    snapshot_save(vm, 0);
+    export(vm, file);
+    snapshot_vm_end(vm);
+    remove_files(file);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
 static void add_pc_tests(const char *name, GTestDataFunc test)
 {
     snapshot_add_test("pc", "remap", name, test);
@@ -1275,6 +1446,9 @@ int main(int argc, char **argv)
     add_pc_tests("disks/commit/busy", test_commit_busy);
     add_pc_tests("disks/commit/error", test_commit_error);
     add_pc_tests("disks/commit/quit", test_commit_quit);
+    add_pc_tests("disks/export/commit", test_export_commit);
+    add_pc_tests("disks/export/fd", test_export_fd);
+    add_pc_tests("disks/export/device", test_export_device);
     snapshot_add_tests("disks/flash", test_flash);
     if (qtest_has_device("virtio-blk-pci")) {
         snapshot_add_tests("disks/iothread", test_iothread);
