@@ -28,24 +28,24 @@ struct RAMSnapshotView {
     size_t mapped;              /* bytes, to be unmapped */
 };
 
-static bool has_same_content(const struct stat *a, const struct stat *b)
+bool ram_snapshot_file_is_same(const struct stat *a, const struct stat *b)
 {
-    return a->st_size == b->st_size &&
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
+        a->st_size == b->st_size &&
         a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
         a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
 }
 
 bool image_file_is_same(const ImageFile *a, const ImageFile *b)
 {
-    return a->st.st_dev == b->st.st_dev && a->st.st_ino == b->st.st_ino &&
-        has_same_content(&a->st, &b->st);
+    return ram_snapshot_file_is_same(&a->st, &b->st);
 }
 
 bool image_file_is_as_opened(const ImageFile *file, Error **errp)
 {
     struct stat st;
 
-    if (!fstat(file->fd, &st) && has_same_content(&file->st, &st)) {
+    if (!fstat(file->fd, &st) && ram_snapshot_file_is_same(&file->st, &st)) {
         return true;
     }
     error_setg(errp, "The file '%s', which RAM is mapped from, was changed",
@@ -319,10 +319,13 @@ static ImageFile *open_layer(const RAMSnapshotLayer *layer, Error **errp)
     file->name = g_strdup(layer->name);
     if (file->fd < 0 || fstat(file->fd, &file->st) < 0) {
         error_setg_errno(errp, errno, "Keeping '%s' open failed", file->name);
-        image_file_unref(file);
-        return NULL;
+    } else if (!ram_snapshot_file_is_same(&file->st, &layer->st)) {
+        error_setg(errp, "'%s' was changed while it was read", file->name);
+    } else {
+        return file;
     }
-    return file;
+    image_file_unref(file);
+    return NULL;
 }
 
 static bool open_layers(RAMSnapshot *snap, GArray *layers, Error **errp)

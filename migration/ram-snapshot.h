@@ -77,9 +77,17 @@ typedef struct RAMSnapshotFileBlock {
 typedef struct RAMSnapshotLayer {
     int fd;                     /* open for reading */
     const char *name;           /* for messages */
+    struct stat st;             /* as it was before anything was read of it */
     const GArray *blocks;       /* of RAMSnapshotFileBlock, in any order */
     struct ImageFile *file;     /* of ram_snapshot_open() */
 } RAMSnapshotLayer;
+
+/**
+ * ram_snapshot_file_is_same: is it that file, and nobody has written to it?
+ *
+ * As far as its length and its time tell.
+ */
+bool ram_snapshot_file_is_same(const struct stat *a, const struct stat *b);
 
 /**
  * ram_snapshot_layers_read: read part of a RAM block

@@ -412,19 +412,14 @@ static int sync_directory(const char *file)
     return ret;
 }
 
-/* Is what was opened what there is by that name? */
-static bool is_name_of(const char *name, int fd)
-{
-    struct stat st, opened;
-
-    return !stat(name, &st) && !fstat(fd, &opened) &&
-        st.st_dev == opened.st_dev && st.st_ino == opened.st_ino;
-}
-
 /* Somebody may have replaced one: then nobody could load the file. */
 static bool bases_are_there(const SnapshotImport *im)
 {
-    return !im || (is_name_of(im->name, im->fd) && bases_are_there(im->base));
+    struct stat st;
+
+    return !im || (!stat(im->name, &st) &&
+                   ram_snapshot_file_is_same(&st, &im->st) &&
+                   bases_are_there(im->base));
 }
 
 /*
@@ -501,7 +496,7 @@ static int coroutine_fn export_run(Job *common, Error **errp)
         error_setg(errp, "The export to '%s' was cancelled", job->file);
     } else if (ret == -ESTALE) {
         error_setg(errp, "'%s' was not written: its base '%s', or what that is "
-                   "based on, was replaced meanwhile", job->file,
+                   "based on, was replaced or changed meanwhile", job->file,
                    job->base->name);
     } else if (ret) {
         error_setg_errno(errp, -ret, "Writing '%s' failed", job->file);
@@ -899,7 +894,10 @@ static bool prepare(ExportJob *job, unsigned n, const ExportStream *stream,
 /* To be written, it must be none that it needs. */
 static bool is_layer(const char *file, const SnapshotImport *im)
 {
-    return im && (is_name_of(file, im->fd) || is_layer(file, im->base));
+    struct stat st;
+
+    return im && ((!stat(file, &st) && st.st_dev == im->st.st_dev &&
+                   st.st_ino == im->st.st_ino) || is_layer(file, im->base));
 }
 
 /* Returns: NULL with @errp set */

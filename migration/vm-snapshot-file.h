@@ -116,6 +116,7 @@ bool snapshot_import_check_disks(const SnapshotFileDiskList *list,
 typedef struct SnapshotImport {
     char *name;
     int fd;
+    struct stat st;             /* as it was opened */
     uint64_t size;              /* of the file */
     SnapshotFile *description;  /* NULL: it is a migration's */
     GArray *blocks;             /* of RAMSnapshotFileBlock */

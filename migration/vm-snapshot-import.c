@@ -417,18 +417,16 @@ static bool check_sums(const SnapshotImport *im, Error **errp)
 
 static bool open_file(SnapshotImport *im, Error **errp)
 {
-    struct stat st;
-
     /* To open a FIFO would wait for who writes to it. */
     im->fd = qemu_open(im->name, O_RDONLY | O_NONBLOCK, errp);
     if (im->fd < 0) {
         return false;
     }
-    if (fstat(im->fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+    if (fstat(im->fd, &im->st) < 0 || !S_ISREG(im->st.st_mode)) {
         error_setg(errp, "It is no regular file");
         return false;
     }
-    im->size = st.st_size;
+    im->size = im->st.st_size;
     return true;
 }
 
@@ -625,6 +623,7 @@ GArray *snapshot_import_layers(const SnapshotImport *im)
     const RAMSnapshotLayer layer = {
         .fd = im->fd,
         .name = im->name,
+        .st = im->st,
         .blocks = im->blocks,
     };
 
