@@ -47,6 +47,15 @@ int vm_snapshot_refused(const VMSnapshot *s, VMSnapshotOp op, unsigned slot,
                                                                   : 0;
 }
 
+bool vm_snapshot_is_half_done(const VMSnapshot *s, Error **errp)
+{
+    if (s->half_done) {
+        error_setg(errp, "A restore has failed half way: restore a snapshot "
+                   "first, or reset the machine");
+    }
+    return s->half_done;
+}
+
 bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp)
 {
     if (runstate_needs_reset()) {
@@ -54,12 +63,8 @@ bool vm_snapshot_cannot_save(const VMSnapshot *s, Error **errp)
                    RunState_str(runstate_get()));
         return true;
     }
-    if (s->half_done) {
-        error_setg(errp, "A restore has failed half way: restore a snapshot "
-                   "first, or reset the machine");
-        return true;
-    }
-    return migration_is_blocked_but_by(s->migration_blocker, s->run_blocker,
+    return vm_snapshot_is_half_done(s, errp) ||
+        migration_is_blocked_but_by(s->migration_blocker, s->run_blocker,
                                        errp) ||
         qemu_device_state_blocked(errp) ||
         ram_snapshot_blocked(s->store, errp);

@@ -61,7 +61,7 @@ struct VMSnapshot {
     CPUState *requester;
     bool visiting;              /* see vm_snapshot_visit() */
     bool parked;                /* no vCPU runs, the guest's clocks stand */
-    bool half_done;             /* a restore was begun in place, and failed */
+    bool half_done;             /* a restore has failed after it had begun */
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
 
@@ -184,6 +184,13 @@ VMSnapshot *vm_snapshot_engine(void);
  */
 int vm_snapshot_refused(const VMSnapshot *s, VMSnapshotOp op, unsigned slot,
                         Error **errp);
+
+/**
+ * vm_snapshot_is_half_done: is the machine neither an old one nor a new one?
+ *
+ * Then a restore has to reset it first, and the guest must not run.
+ */
+bool vm_snapshot_is_half_done(const VMSnapshot *s, Error **errp);
 
 /**
  * vm_snapshot_cannot_save: is there something that could not be put back?

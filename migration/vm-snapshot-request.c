@@ -148,8 +148,9 @@ static void vm_snapshot_report(VMSnapshot *s, Error *err)
 /* The guest must not run in a machine that is neither the old nor the new. */
 static void vm_snapshot_stop_if_half_done(const VMSnapshot *s)
 {
-    if (s->half_done) {
-        vm_stop(RUN_STATE_INTERNAL_ERROR);
+    if (s->half_done && !runstate_needs_reset()) {
+        /* Its user may have paused it, and may continue it. */
+        vm_stop_force_state(RUN_STATE_INTERNAL_ERROR);
     }
 }
 
@@ -318,6 +319,7 @@ Job *vm_snapshot_commit(VMSnapshot *s, const char *job_id, int flags,
     Job *job;
 
     if (!vm_snapshot_end_request(s, errp) ||
+        (slot < 0 && vm_snapshot_is_half_done(s, errp)) ||
         vm_snapshot_refused(s, as, MAX(slot, 0), errp)) {
         return NULL;
     }

@@ -66,8 +66,9 @@ static void vm_snapshot_resume(RunState was)
 }
 
 /* Neither the old state nor the new: the guest must not run again. */
-static void vm_snapshot_stop_for_good(RunState was)
+static void vm_snapshot_stop_for_good(VMSnapshot *s, RunState was)
 {
+    s->half_done = true;
     bdrv_drain_all_end();
     if (!runstate_needs_reset()) {
         runstate_set(RUN_STATE_INTERNAL_ERROR);
@@ -379,7 +380,7 @@ int vm_snapshot_restore(VMSnapshot *s, unsigned n, int64_t since, Error **errp)
     t_load = get_clock();
     if (!vm_snapshot_load(s, n, errp)) {
         ram_snapshot_cancel(slot->ram);
-        vm_snapshot_stop_for_good(was);
+        vm_snapshot_stop_for_good(s, was);
         return -EIO;
     }
     vm_snapshot_loaded(s, n);
@@ -497,7 +498,10 @@ static bool vm_snapshot_visit_quiesced(VMSnapshot *s, unsigned n,
     ok = !vm_snapshot_save_quiesced(s, present, errp);
     if (ok) {
         s->visiting = true;
-        ok = vm_snapshot_load(s, n, errp) && func(opaque, errp);
+        ok = vm_snapshot_load(s, n, errp);
+        /* Then the present is not to be put back in place. */
+        s->half_done = !ok;
+        ok = ok && func(opaque, errp);
         s->visiting = false;
         *lost = vm_snapshot_prepare(s, present, ok ? errp : NULL) ||
             !vm_snapshot_load(s, present, ok ? errp : NULL);
@@ -524,7 +528,7 @@ bool vm_snapshot_visit(VMSnapshot *s, unsigned n, VMSnapshotVisitFunc *func,
     /* The guest can read how many a restore took. */
     s->last_pages = last_pages;
     if (lost) {
-        vm_snapshot_stop_for_good(was);
+        vm_snapshot_stop_for_good(s, was);
     } else {
         vm_snapshot_resume(was);
     }

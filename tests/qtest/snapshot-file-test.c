@@ -2182,15 +2182,24 @@ static void restore_bad(SnapshotVM *vm, unsigned slot)
     snapshot_qmp_refused(vm, "save", 1, "stopped until its next reset");
 }
 
+static int64_t machine_resets(SnapshotVM *vm)
+{
+    QDict *info = snapshot_query(vm);
+    int64_t n = qdict_get_int(info, "machine-resets");
+
+    qobject_unref(info);
+    return n;
+}
+
 /* Returns: what QEMU, which did not start, has said */
 static char *load_refused(const SnapshotVM *like, const char *machine,
-                          const char *file)
+                          const char *file, const char *args)
 {
     g_autofree char *cmd = g_strdup_printf(
         "%s -M %s -m 16 -serial null -rtc clock=vm -display none -accel qtest "
-        "-device pvpanic -device snapshot,slots=5,ram=%s,load=%s",
-        getenv("QTEST_QEMU_BINARY"), machine, like->remap ? "remap" : "dirty",
-        file);
+        "%s -device snapshot,slots=5,ram=%s,load=%s",
+        getenv("QTEST_QEMU_BINARY"), machine, args,
+        like->remap ? "remap" : "dirty", file);
     char *said;
     int status;
 
@@ -2203,29 +2212,44 @@ static char *load_refused(const SnapshotVM *like, const char *machine,
 
 /*
  * Catches: a restore that fails half way, and ends QEMU if the machine does not
- * run, whatever it is stopped for.
+ * run, whatever it is stopped for; one after it that does not begin with a
+ * reset; a commit of what no guest has written.
  */
 static void test_bad_section(const void *machine)
 {
-    SnapshotVM *vm = start(machine, "-device pvpanic");
-    g_autofree char *path = path_of("bad"), *said = NULL;
+    g_autofree char *disk = path_of("baddisk"), *path = path_of("bad");
+    g_autofree char *args = g_strdup_printf("-device pvpanic -drive if=ide,"
+                                            "format=raw,file.filename=%s,"
+                                            "file.locking=off", disk);
+    g_autofree char *zeroes = g_malloc0(1 * MiB), *said = NULL;
+    SnapshotVM *vm;
+    int64_t resets;
 
+    g_assert_true(g_file_set_contents(disk, zeroes, 1 * MiB, NULL));
+    vm = start(machine, args);
     snapshot_qmp(vm, "save", 0);
     export_bad(vm->qts, 0, path);
     import(vm->qts, 4, path);
     snapshot_assert_state(vm, "prelaunch");
     restore_bad(vm, 4);
     restore_bad(vm, 4);
+    assert_error(qtest_qmp_assert_failure_ref(
+        vm->qts, "{ 'execute': 'x-snapshot-device-commit',"
+        " 'arguments': { 'job-id': 'c' } }"), "has failed half way");
+    resets = machine_resets(vm);
     assert_unharmed(vm->qts);
+    g_assert_cmpint(machine_resets(vm), ==, resets + 1);
     snapshot_assert_state(vm, "prelaunch");
-    said = load_refused(vm, machine, path);
+    assert_unharmed(vm->qts);
+    g_assert_cmpint(machine_resets(vm), ==, resets + (vm->remap ? 2 : 1));
+    said = load_refused(vm, machine, path, args);
     g_assert_nonnull(strstr(said, "load=: "));
     g_assert_nonnull(strstr(said, "Loading 'serial'"));
     snapshot_vm_end(vm);
 
     vm = snapshot_vm_start(",slots=5", "-M %s -m 16 -serial null"
-                           " -rtc clock=vm -action panic=pause"
-                           " -device pvpanic", (const char *)machine);
+                           " -rtc clock=vm -action panic=pause %s",
+                           (const char *)machine, args);
     snapshot_qmp(vm, "save", 0);
     import(vm->qts, 4, path);
     qtest_outb(vm->qts, 0x505, 1);
