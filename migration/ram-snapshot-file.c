@@ -38,7 +38,7 @@ bool ram_snapshot_file_is_same(const struct stat *a, const struct stat *b)
 
 bool image_file_is_same(const ImageFile *a, const ImageFile *b)
 {
-    return ram_snapshot_file_is_same(&a->st, &b->st);
+    return ram_snapshot_file_is_same(&a->st, &b->st) && a->end == b->end;
 }
 
 bool image_file_is_as_opened(const ImageFile *file, Error **errp)

@@ -1728,6 +1728,55 @@ static void test_changed(const void *machine)
 }
 
 /*
+ * Catches: two files that are taken for one, though the pages of one end before
+ * those of the other, as it was written anew with the length and the time of
+ * the other: what is behind the end would be what QEMU has in its memory there.
+ */
+static void test_same_time(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "");
+    g_autofree char *path = path_of("sametime");
+    g_autofree char *pages = g_malloc(RAM);
+    struct timespec times[2];
+    struct stat st;
+    GString *text;
+    uint64_t at;
+    File *f;
+
+    qtest_memset(vm->qts, 1 * MiB, 0x11, RAM - 1 * MiB);
+    snapshot_qmp(vm, "save", 0);
+    export(vm->qts, 0, path);
+    f = open_file(path);
+    at = ROUND_UP(f->size, 2 * MiB);
+    f->offset += 64 * MiB;
+    write_qdict(f, f->d);
+    import(vm->qts, 1, path);
+    restore(vm->qts, 1);
+    assert_exact(vm->qts, 1);
+
+    g_assert_cmpint(fstat(f->fd, &st), ==, 0);
+    memset(pages, 0x77, RAM);
+    write_at(f, pages, RAM - 1 * MiB, at + 1 * MiB);
+    qdict_put_int((QDict *)find_block(f, "pc.ram"), "pages", at);
+    text = qobject_to_json(QOBJECT(f->d));
+    f->offset = st.st_size - sizeof(SnapshotFileFooter) - text->len;
+    write_description(f, text->str, text->len);
+    g_string_free(text, true);
+    times[0] = st.st_atim;
+    times[1] = st.st_mtim;
+    g_assert_cmpint(futimens(f->fd, times), ==, 0);
+    import(vm->qts, 2, path);
+    restore(vm->qts, 2);
+    assert_exact(vm->qts, 2);
+    for (at = 1 * MiB; at < RAM; at += MiB / 4) {
+        g_assert_cmphex(qtest_readl(vm->qts, at), ==, 0x77777777);
+    }
+    assert_unharmed(vm->qts);
+    close_file(f);
+    snapshot_vm_end(vm);
+}
+
+/*
  * Catches: an export for which what the machine is in the slot is not all put
  * back: what the guest can read, how many restores there were, what it waits
  * for.
@@ -2440,6 +2489,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/places", test_places);
     snapshot_add_tests("file/own-files", test_own_files);
     snapshot_add_tests("file/changed", test_changed);
+    snapshot_add_tests("file/same-time", test_same_time);
     snapshot_add_tests("file/unnoticed", test_unnoticed);
     snapshot_add_tests("file/shared", test_shared);
     snapshot_add_tests("file/touched", test_touched);
