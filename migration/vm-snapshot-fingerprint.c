@@ -41,7 +41,8 @@ static int compare_lines(gconstpointer a, gconstpointer b)
 
 /*
  * Properties as they were when the machine began.  Some are registers, too, and
- * are what the guest has made of them.
+ * are what the guest has made of them.  A device that was plugged later may
+ * have the place of another one.
  */
 static GHashTable *at_start;
 
@@ -49,7 +50,8 @@ static void add_property(GPtrArray *lines, Object *obj, const char *path,
                          const char *name)
 {
     g_autofree char *key = g_strdup_printf("%s.%s", path, name);
-    const char *value = at_start ? g_hash_table_lookup(at_start, key) : NULL;
+    const char *value = at_start && !DEVICE(obj)->hotplugged ?
+        g_hash_table_lookup(at_start, key) : NULL;
     g_autofree char *now = NULL;
 
     if (!value) {

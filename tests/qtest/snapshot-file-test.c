@@ -2439,6 +2439,29 @@ static void test_fingerprint(const void *machine)
     g_assert_cmpuint(n, >, 20);
 }
 
+/* Catches: a device that is described as the one that had its id before. */
+static void test_plugged(const void *machine)
+{
+    SnapshotVM *vm = start(machine, "-device piix3-usb-uhci,id=u -device "
+                           "usb-mouse,id=d,bus=u.0,usb_version=2");
+    g_autofree char *path = path_of("plugged");
+
+    for (unsigned i = 2; i; i--) {
+        g_autofree char *line = g_strdup_printf("/d.usb_version=%u\"", i);
+        File *f;
+
+        snapshot_qmp(vm, "save", 0);
+        export(vm->qts, 0, path);
+        f = open_file(path);
+        g_assert_nonnull(strstr(f->text, line));
+        close_file(f);
+        qtest_qmp_device_del(vm->qts, "d");
+        qtest_qmp_device_add(vm->qts, "usb-mouse", "d", "{ 'bus': 'u.0',"
+                             " 'usb_version': 1 }");
+    }
+    snapshot_vm_end(vm);
+}
+
 static void remove_dir(void)
 {
     g_autoptr(GDir) d = g_dir_open(dir, 0, NULL);
@@ -2496,6 +2519,7 @@ int main(int argc, char **argv)
     snapshot_add_test("pc", "dirty", "file/lists", test_lists);
     snapshot_add_test("q35", "remap", "file/lists", test_lists);
     snapshot_add_test("q35", "dirty", "file/fingerprint", test_fingerprint);
+    snapshot_add_test("pc", "dirty", "file/plugged", test_plugged);
     ret = g_test_run();
     remove_dir();
     return ret;
