@@ -522,6 +522,11 @@ bool qemu_device_state_opened(const DeviceStateImage *image)
     return image->opened;
 }
 
+bool qemu_device_state_is_stream(const DeviceStateImage *image)
+{
+    return image->stream;
+}
+
 static bool has_section_id(int section_id)
 {
     SaveStateEntry *se = NULL;

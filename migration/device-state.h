@@ -164,6 +164,9 @@ DeviceStateImage *qemu_device_state_open_stream(const uint8_t *data,
 /** qemu_device_state_opened: is it an image of qemu_device_state_open()? */
 bool qemu_device_state_opened(const DeviceStateImage *image);
 
+/** qemu_device_state_is_stream: of qemu_device_state_open_stream()? */
+bool qemu_device_state_is_stream(const DeviceStateImage *image);
+
 /**
  * qemu_device_state_reason: why something was reset
  *

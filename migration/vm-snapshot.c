@@ -279,6 +279,10 @@ static bool vm_snapshot_opened(VMSnapshot *s, VMSnapshotSlot *slot,
     if (!qemu_device_state_opened(slot->devices)) {
         return true;
     }
+    if (qemu_device_state_is_stream(slot->devices)) {
+        /* Only what was loaded tells. */
+        slot->suspended = vm_get_suspended();
+    }
     devices = qemu_device_state_save(errp);
     if (!devices) {
         return false;

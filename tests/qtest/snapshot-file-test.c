@@ -2159,9 +2159,32 @@ static void assert_worker_state(const SnapshotVM *like, const char *file,
     qtest_quit(qts);
 }
 
+/* The machine is migrated then, and of no use any more. */
+static void migrate(SnapshotVM *vm, const char *path)
+{
+    bool done = false;
+
+    qtest_qmp_assert_success(
+        vm->qts, "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        " 'capabilities': [ { 'capability': 'mapped-ram', 'state': true } ]"
+        " } }");
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'migrate',"
+                             " 'arguments': { 'uri': %s } }", path);
+    while (!done) {
+        QDict *info = qtest_qmp_assert_success_ref(
+            vm->qts, "{ 'execute': 'query-migrate' }");
+
+        done = !strcmp(qdict_get_str(info, "status"), "completed");
+        g_assert_cmpstr(qdict_get_str(info, "status"), !=, "failed");
+        qobject_unref(info);
+        g_usleep(1000);
+    }
+}
+
 /*
  * Catches: a machine that wakes up, or runs on, because one of its slots is
- * written; one that sleeps in a slot and does not in a worker.
+ * written; one that sleeps in a slot, or was migrated asleep, and does not in a
+ * worker.
  */
 static void test_states(const void *machine)
 {
@@ -2171,6 +2194,7 @@ static void test_states(const void *machine)
                                        (const char *)machine);
     QPCIDevice *pm = qpci_device_find(vm->pci, QPCI_DEVFN(1, 3));
     g_autofree char *awake = path_of("awake"), *asleep = path_of("asleep");
+    g_autofree char *stream = path_of("stream"), *uri = NULL;
 
     qpci_config_writel(pm, 0x40, 0x601);
     qpci_config_writeb(pm, 0x80, 1);
@@ -2200,6 +2224,14 @@ static void test_states(const void *machine)
     assert_worker_state(vm, asleep, "suspended");
     assert_worker_state(vm, awake, "running");
     assert_exact_but_time(vm->qts, 0);
+
+    unlink(stream);
+    uri = g_strdup_printf("file:%s", stream);
+    restore(vm->qts, 1);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'cont' }");
+    snapshot_assert_state(vm, "suspended");
+    migrate(vm, uri);
+    assert_worker_state(vm, stream, "suspended");
     g_free(pm);
     snapshot_vm_end(vm);
 }
