@@ -539,7 +539,7 @@ static void export_clean(Job *common)
     }
     qapi_free_SnapshotFile(job->description);
     if (job->fd >= 0) {
-        close(job->fd);
+        qemu_close(job->fd);
     }
     if (job->direct_fd >= 0) {
         close(job->direct_fd);

@@ -601,7 +601,7 @@ void snapshot_import_free(SnapshotImport *im)
         snapshot_import_free(im->base);
     }
     if (im->fd >= 0) {
-        close(im->fd);
+        qemu_close(im->fd);
     }
     g_array_unref(im->blocks);
     g_free(im->sections);

@@ -130,7 +130,7 @@ static char *read_list(const char *name, Error **errp)
             text[n] = 0;
         }
     }
-    close(fd);
+    qemu_close(fd);
     return g_steal_pointer(&text);
 }
 
