@@ -494,10 +494,15 @@ static bool vm_snapshot_visit_quiesced(VMSnapshot *s, unsigned n,
                                        bool *lost, Error **errp)
 {
     const unsigned present = s->config.slots;   /* a slot of this alone */
+    ERRP_GUARD();
     bool ok;
 
     if (vm_snapshot_prepare(s, n, errp)) {
         return false;
+    }
+    /* All of RAM may be read now, and is put back. */
+    if (s->touched) {
+        snapshot_touched_end(s, &s->slots[present]);
     }
     ok = !vm_snapshot_save_quiesced(s, present, errp);
     if (ok) {
@@ -509,6 +514,10 @@ static bool vm_snapshot_visit_quiesced(VMSnapshot *s, unsigned n,
         s->visiting = false;
         *lost = vm_snapshot_prepare(s, present, ok ? errp : NULL) ||
             !vm_snapshot_load(s, present, ok ? errp : NULL);
+        if (*lost && !ok) {
+            error_prepend(errp, "The machine is lost, for it could not be put "
+                          "back after this: ");
+        }
         vm_snapshot_clear_slot(&s->slots[present]);
     }
     ram_snapshot_cancel(s->slots[n].ram);

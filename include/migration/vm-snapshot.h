@@ -225,8 +225,8 @@ struct Job *vm_snapshot_export(VMSnapshot *s, const char *job_id, int flags,
  *        RAM, has something of it
  * @touched: name of a list of what of it is read ahead, or NULL.  If there is
  *           none, what the run that begins with the slot's first restore
- *           touches is listed there at the run's end: the next restore, or
- *           when QEMU is told to end
+ *           touches is listed there at the run's end: the next restore or
+ *           export without a base, or when QEMU is told to end
  * @check: read all of it, and compare sums
  *
  * As vm_snapshot_run(); but for the slot, the machine is as it was.

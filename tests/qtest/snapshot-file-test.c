@@ -1575,10 +1575,16 @@ static void add_fd(QTestState *qts, const char *path, int flags, int fdset)
     close(fd);
 }
 
+/* Nothing is left of it, as nobody uses it. */
 static void remove_fd(QTestState *qts, int fdset)
 {
+    QDict *rsp;
+
     qtest_qmp_assert_success(qts, "{ 'execute': 'remove-fd',"
                              " 'arguments': { 'fdset-id': %d } }", fdset);
+    rsp = qtest_qmp(qts, "{ 'execute': 'query-fdsets' }");
+    g_assert_true(qlist_empty(qdict_get_qlist(rsp, "return")));
+    qobject_unref(rsp);
 }
 
 /*
@@ -1618,8 +1624,8 @@ static void test_own_files(const void *machine)
 
 /*
  * Catches: a file descriptor's old content that shows where the new has no
- * pages; a device, a directory that is replaced; a limit or a directory that
- * ends more than the job.
+ * pages; one that stays in use; a device, a directory that is replaced; a limit
+ * or a directory that ends more than the job.
  */
 static void test_places(const void *machine)
 {
@@ -1627,6 +1633,7 @@ static void test_places(const void *machine)
     g_autofree char *path = path_of("place"), *fifo = path_of("placefifo");
     g_autofree char *error = NULL;
     struct rlimit limit = { 4 * MiB, RLIM_INFINITY };
+    QDict *rsp;
 
     /* First a file full of pages, then the same with less of them. */
     snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
@@ -1642,6 +1649,14 @@ static void test_places(const void *machine)
     }
     add_fd(vm->qts, path, O_RDONLY, 2);
     import(vm->qts, 1, "/dev/fdset/2");
+    remove_fd(vm->qts, 2);
+    add_fd(vm->qts, "/dev/null", O_RDONLY, 3);
+    rsp = qtest_qmp(vm->qts, "{ 'execute': 'x-snapshot-device-import',"
+                    " 'arguments': { 'slot': 1, 'file': %s,"
+                    " 'touched': '/dev/fdset/3' } }", path);
+    g_assert_true(qdict_haskey(rsp, "return"));
+    qobject_unref(rsp);
+    remove_fd(vm->qts, 3);
     snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 2);
     restore(vm->qts, 1);
     assert_exact(vm->qts, 1);
@@ -1657,7 +1672,7 @@ static void test_places(const void *machine)
     g_assert_cmpuint(count_files("place"), ==, 2);
 
     if (!prlimit(qtest_pid(vm->qts), RLIMIT_FSIZE, &limit, NULL)) {
-        QDict *rsp = qtest_qmp(
+        rsp = qtest_qmp(
             vm->qts, "{ 'execute': 'x-snapshot-device-export', 'arguments': "
             "{ 'job-id': 'e', 'slot': 0, 'file': %s } }", path);
 
@@ -1952,8 +1967,9 @@ static void assert_touched(const char *list, const File *f)
 
 /*
  * Catches: a list that lacks what the run read or wrote, or has all there is;
- * one that is of a later run, or that an end without a restore leaves
- * unwritten; one that is there and is not used, or is written to.
+ * one that is of a later run, or of what an export makes of the machine, or
+ * that an end without a restore leaves unwritten; one that is there and is not
+ * used, or is written to.
  */
 static void test_touched(const void *machine)
 {
@@ -1964,7 +1980,7 @@ static void test_touched(const void *machine)
     g_autofree char *load_other = g_strdup_printf("%s,touched=%s", path, other);
     g_autofree char *args = g_strdup_printf("-trace vm_snapshot_read_ahead -D "
                                             "%s", log);
-    g_autofree char *before = NULL, *text = NULL;
+    g_autofree char *before = NULL, *text = NULL, *again = path_of("tagain");
     QTestState *worker;
     File *f;
 
@@ -2003,6 +2019,17 @@ static void test_touched(const void *machine)
     touch(worker);
     qtest_quit(worker);
     assert_touched(other, f);
+
+    /* To write the slot, the machine becomes what it has. */
+    unlink(other);
+    worker = start_from(vm, machine, load_other, "");
+    touch(worker);
+    export(worker, 0, again);
+    assert_touched(other, f);
+    qtest_memset(worker, 1 * MiB, 2, 14 * MiB);
+    restore(worker, 0);
+    assert_touched(other, f);
+    qtest_quit(worker);
     close_file(f);
     snapshot_vm_end(vm);
 }
