@@ -504,7 +504,13 @@ static void check_seed(SnapshotVM *vm, uint64_t base, unsigned seed)
     if (seed) {
         snapshot_check(vm, base, 2 * MiB, seed);
     } else {
-        g_assert_cmphex(qtest_readq(vm->qts, base + 0x1040), ==, 0);
+        /* Where snapshot_fill() writes */
+        for (uint64_t at = base; at < base + 2 * MiB; at += 256 * KiB) {
+            uint8_t page[PAGE];
+
+            qtest_bufread(vm->qts, at, page, PAGE);
+            g_assert_true(buffer_is_zero(page, PAGE));
+        }
     }
 }
 
@@ -641,13 +647,6 @@ static uint64_t count_bytes(const char *path)
     return st.st_blocks * 512;
 }
 
-/*
- * Catches: a page that a file with a base lacks, or has although the base has
- * it; one that became zero, or again what it was two files before; a file that
- * is as large as its base; a worker that is not what a whole file makes; a base
- * that is opened once more by each of several slots, and then no relative of
- * the others; a list of what was touched, with places of another file.
- */
 /* What is read ahead is of the file that RAM is mapped from, if it is. */
 static void check_touched_base(SnapshotVM *vm, const char *machine,
                                const char *file, const char *base,
@@ -677,6 +676,13 @@ static void check_touched_base(SnapshotVM *vm, const char *machine,
     close_file(f);
 }
 
+/*
+ * Catches: a page that a file with a base lacks, or has although the base has
+ * it; one that became zero, or again what it was two files before; a file that
+ * is as large as its base; a worker that is not what a whole file makes; a base
+ * that is opened once more by each of several slots, and then no relative of
+ * the others; a list of what was touched, with places of another file.
+ */
 static void do_base(const char *machine, const char *args)
 {
     SnapshotVM *vm = start(machine, args);
@@ -762,6 +768,17 @@ static void test_base_shared(const void *machine)
             " -machine memory-backend=shared");
 }
 
+static unsigned count_maps(QTestState *qts)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/maps", qtest_pid(qts));
+    g_autofree char *text = NULL;
+    g_auto(GStrv) lines = NULL;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    lines = g_strsplit(text, "\n", 0);
+    return g_strv_length(lines);
+}
+
 /*
  * Catches: memory, addresses or descriptors that an import or an export takes
  * and a discard does not give back. With one slot that stays, for without any
@@ -770,9 +787,9 @@ static void test_base_shared(const void *machine)
 static void test_many_rounds(const void *machine)
 {
     SnapshotVM *vm = start(machine, "");
-    g_autofree char *file = path_of("rounds"), *maps = NULL;
+    g_autofree char *file = path_of("rounds");
     int64_t before = 0, after;
-    unsigned fds = 0;
+    unsigned fds = 0, maps = 0;
     const unsigned n = g_getenv("FULL") ? 1000 : 100;
 
     snapshot_fill(vm, 1 * MiB, RAM - 1 * MiB, 1);
@@ -782,6 +799,7 @@ static void test_many_rounds(const void *machine)
         if (i == n) {
             restore(vm->qts, 0);
             fds = count_fds(vm->qts);
+            maps = count_maps(vm->qts);
             before = snapshot_resident_at_last(vm);
         }
         import(vm->qts, 1 + i % 2, file);
@@ -795,9 +813,12 @@ static void test_many_rounds(const void *machine)
     }
     restore(vm->qts, 0);
     after = snapshot_resident_at_last(vm);
-    g_test_message("%" PRId64 " KiB before, %" PRId64 " KiB after",
-                   before / KiB, after / KiB);
+    g_test_message("%" PRId64 " KiB before, %" PRId64 " KiB after; %u mappings "
+                   "before, %u after", before / KiB, after / KiB, maps,
+                   count_maps(vm->qts));
     g_assert_cmpuint(count_fds(vm->qts), <=, fds);
+    /* Threads come and go, with a few each. */
+    g_assert_cmpuint(count_maps(vm->qts), <, maps + n / 4);
     /* Numbers for all pages of a file take 6 bytes a page: 9 MiB. */
     g_assert_cmpint(after, <, before + 4 * MiB);
     assert_exact(vm->qts, 0);
@@ -1035,23 +1056,27 @@ static void test_hostile(const void *machine)
 
     /* What is no description */
     for (unsigned i = 0; i < 5; i++) {
-        static const char *const bad[] = {
-            "", "{", "[]", "\"\"", "{\"id\": 1}",
+        static const char *const bad[][2] = {
+            { "", "Expecting a JSON value" },
+            { "{", "JSON parse error" },
+            { "[]", "expected: object" },
+            { "\"\"", "expected: object" },
+            { "{\"id\": 1}", "Invalid parameter type for 'id'" },
         };
 
-        write_description(f, bad[i], strlen(bad[i]));
-        import_refused(qts, path, false, "'");
+        write_description(f, bad[i][0], strlen(bad[i][0]));
+        import_refused(qts, path, false, bad[i][1]);
     }
     if (!strcmp(machine, "pc") && !vm->remap) {
         text = g_malloc(large + 2);
         memset(text, '[', large + 2);
         write_description(f, text, large);
-        import_refused(qts, path, false, "'");
+        import_refused(qts, path, false, "JSON nesting depth");
         write_description(f, text, large + 1);
         import_refused(qts, path, false, "Its description is not in it");
         memset(text, ' ', large);
         write_description(f, text, large);
-        import_refused(qts, path, false, "'");
+        import_refused(qts, path, false, "Expecting a JSON value");
     }
     /* As large as its holes are, it would take hours, or all memory. */
     qdict_put(part, "length", qnum_from_uint(1ull << 41));
@@ -1252,17 +1277,22 @@ static void test_base_refused(const void *machine)
     snapshot_vm_end(vm);
 }
 
-/* Flip bits of a bitmap, and set the sum of what it is part of right. */
-static void mutate_bitmap(const File *f)
+/*
+ * Flip bits of a bitmap, or only set some, and set the sum of what it is part
+ * of right.
+ */
+static void mutate_bitmap(const File *f, bool set)
 {
     const QDict *block = nth(f->d, "blocks", g_test_rand_int_range(0, 4));
     uint64_t at = get_uint(block, "bitmap");
     uint64_t bytes = DIV_ROUND_UP(get_uint(block, "length") / PAGE, 64) * 8;
     g_autofree uint8_t *bits = g_malloc(bytes);
+    uint8_t *byte = &bits[g_test_rand_int_range(0, bytes)];
+    uint8_t value = g_test_rand_int_range(1, 256);
     QDict *part;
 
     read_at(f, bits, bytes, at);
-    bits[g_test_rand_int_range(0, bytes)] ^= g_test_rand_int_range(1, 256);
+    *byte = set ? *byte | value : *byte ^ value;
     write_at(f, bits, bytes, at);
     for (unsigned i = 0; (part = nth(f->d, "parts", i)); i++) {
         if (get_uint(part, "offset") == at) {
@@ -1274,8 +1304,10 @@ static void mutate_bitmap(const File *f)
 
 /*
  * Catches: a bit that is set or clear where it was not, and has the machine be
- * another one without a word. Sums of the pages are compared; what is taken, as
- * pages that are zero anyway may be there or not, has to be exact.
+ * another one without a word.  A page more that is there has the sum of its
+ * stripe be another one, and one less is not zero.  Without a look at sums, a
+ * page that is there, and is zero, has to be that: where all others are, too,
+ * and if there is no such page in the block.
  */
 static void test_bitmaps(const void *machine)
 {
@@ -1289,16 +1321,17 @@ static void test_bitmaps(const void *machine)
     qtest_memset(vm->qts, 64 * KiB, 0xa5, 64 * KiB);
     snapshot_qmp(vm, "save", 0);
     for (unsigned i = 0; i < n; i++) {
+        const bool set = i % 2;
         QDict *rsp;
         File *f;
 
         export(vm->qts, 0, path);
         f = open_file(path);
-        mutate_bitmap(f);
+        mutate_bitmap(f, set);
         close_file(f);
         rsp = qtest_qmp(vm->qts, "{ 'execute': 'x-snapshot-device-import',"
                         " 'arguments': { 'slot': 4, 'file': %s,"
-                        " 'check': true } }", path);
+                        " 'check': %i } }", path, !set);
         if (!qdict_haskey(rsp, "error")) {
             taken++;
             qtest_memset(vm->qts, 64 * KiB, i, 64 * KiB);
@@ -1311,6 +1344,7 @@ static void test_bitmaps(const void *machine)
         qobject_unref(rsp);
     }
     g_test_message("%u inputs, %u of them taken", n, taken);
+    g_assert_cmpuint(taken, >=, n / 2);
     assert_unharmed(vm->qts);
     snapshot_vm_end(vm);
 }
@@ -1320,9 +1354,23 @@ static unsigned any_number(void *opaque, unsigned n)
     return g_test_rand_int_range(0, n);
 }
 
+/* Is it still known which bytes are of which device?  @text parses. */
+static bool has_same_sections(const QDict *d, const char *text)
+{
+    QDict *other = qobject_to(QDict, qobject_from_json(text, &error_abort));
+    bool same = qobject_is_equal(qdict_get(d, "sections"),
+                                 qdict_get(other, "sections"));
+
+    qobject_unref(other);
+    return same;
+}
+
 /*
  * Catches: what nobody has thought of. Each input is a description with a few
- * changes and sums that are right.
+ * changes and sums that are right.  What is taken can be restored, and the
+ * machine be put back, unless devices would get what is not theirs: they may do
+ * with that what they like.  If all was checked, restores are exact, too: else
+ * there may be something where the file is to have a hole.
  */
 static void do_mutations(const char *machine, bool has_base)
 {
@@ -1333,7 +1381,7 @@ static void do_mutations(const char *machine, bool has_base)
     const unsigned n = inputs ? atoi(inputs) :
         g_getenv("FULL") ? 1000000 : 2000;
     g_autofree char *path = path_of("mutations"), *base = path_of("mbase");
-    unsigned taken = 0;
+    unsigned taken = 0, restored = 0;
     GArray *places;
     File *f;
 
@@ -1349,16 +1397,17 @@ static void do_mutations(const char *machine, bool has_base)
     places = snapshot_file_places(f->text);
     for (unsigned i = 0; i < n; i++) {
         GString *s = g_string_new(f->text);
+        const bool check = g_test_rand_bit();
         QDict *rsp;
 
-        for (unsigned k = g_test_rand_int_range(1, 4); k; k--) {
+        /* Some are as they were: that all are refused is no test. */
+        for (unsigned k = i % 100 ? g_test_rand_int_range(1, 4) : 0; k; k--) {
             snapshot_file_edit(s, places, any_number, NULL);
         }
         write_description(f, s->str, s->len);
-        g_string_free(s, true);
         rsp = qtest_qmp(qts, "{ 'execute': 'x-snapshot-device-import',"
                         " 'arguments': { 'slot': 4, 'file': %s,"
-                        " 'check': %i } }", path, g_test_rand_bit());
+                        " 'check': %i } }", path, check);
         if (qdict_haskey(rsp, "error")) {
             const char *desc = qdict_get_str(qdict_get_qdict(rsp, "error"),
                                              "desc");
@@ -1366,14 +1415,29 @@ static void do_mutations(const char *machine, bool has_base)
             g_assert_nonnull(strstr(desc, "cannot be loaded: "));
         } else {
             taken++;
+            if (has_same_sections(f->d, s->str)) {
+                restored++;
+                restore(qts, 4);
+                if (check) {
+                    assert_exact(qts, 4);
+                }
+                assert_unharmed(qts);
+                /* RAM may be mapped from it. */
+                close_file(f);
+                export_on(qts, 0, path, has_base ? base : NULL);
+                f = open_file(path);
+            }
             qmp_slot(qts, "x-snapshot-device-discard", 4);
         }
         qobject_unref(rsp);
+        g_string_free(s, true);
         if (i % 1000 == 0) {
             assert_unharmed(qts);
         }
     }
-    g_test_message("%u inputs, %u of them taken", n, taken);
+    g_test_message("%u inputs, %u of them taken, %u of these restored", n,
+                   taken, restored);
+    g_assert_cmpuint(restored, >=, n / 100);
     assert_unharmed(qts);
     g_array_unref(places);
     close_file(f);
@@ -1491,6 +1555,13 @@ static void test_job(const void *machine)
     g_assert_true(g_file_set_contents(path, "old", -1, NULL));
 
     start_export(vm->qts, 0, path, 16 * MiB);
+    for (progress = 0; !progress;) {
+        g_usleep(1000);
+        job = query_job(vm->qts);
+        g_assert_cmpstr(qdict_get_str(job, "status"), ==, "running");
+        progress = qdict_get_int(job, "current-progress");
+        qobject_unref(job);
+    }
     command(vm->qts, "job-pause");
     g_usleep(300 * 1000);
     job = query_job(vm->qts);
@@ -1498,6 +1569,7 @@ static void test_job(const void *machine)
     g_assert_cmpstr(qdict_get_str(job, "status"), ==, "paused");
     progress = qdict_get_int(job, "current-progress");
     g_assert_cmpint(qdict_get_int(job, "total-progress"), >, RAM);
+    g_assert_cmpint(qdict_get_int(job, "total-progress"), >, progress);
     qobject_unref(job);
     g_usleep(300 * 1000);
     job = query_job(vm->qts);
@@ -1668,7 +1740,7 @@ static void test_places(const void *machine)
     export_refused(vm->qts, "/dev/null", "is no regular file");
     export_refused(vm->qts, dir, "is no regular file");
     export_refused(vm->qts, "/nowhere/at all", "Creating '/nowhere/at all.");
-    export_refused(vm->qts, "/dev/fdset/7", "");
+    export_refused(vm->qts, "/dev/fdset/7", "Failed to find fdset");
     g_assert_cmpuint(count_files("place"), ==, 2);
 
     if (!prlimit(qtest_pid(vm->qts), RLIMIT_FSIZE, &limit, NULL)) {
@@ -2122,7 +2194,7 @@ static void test_lists(const void *machine)
     g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
     list_refused(vm->qts, path, fifo, "no regular file");
     list_refused(vm->qts, path, dir, "no regular file");
-    list_refused(vm->qts, path, "/proc/self/mem", "");
+    list_refused(vm->qts, path, "/proc/self/mem", "none of this version");
 
     rsp = qtest_qmp(vm->qts, "{ 'execute': 'x-snapshot-device-import', "
                     "'arguments': { 'slot': 4, 'file': %s, 'touched': %s } }",
