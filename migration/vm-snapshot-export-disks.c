@@ -171,7 +171,7 @@ SnapshotFileDiskList *snapshot_export_disks_describe(SnapshotExportDisks *e,
     return g_steal_pointer(&list);
 }
 
-int snapshot_export_disks_rename(SnapshotExportDisks *e)
+int snapshot_export_disks_rename(SnapshotExportDisks *e, bool *some)
 {
     for (unsigned i = 0; i < e->disks->len; i++) {
         ExportDisk *disk = nth_disk(e, i);
@@ -184,6 +184,7 @@ int snapshot_export_disks_rename(SnapshotExportDisks *e)
             return -errno;
         }
         g_clear_pointer(&disk->tmp, g_free);
+        *some = true;
     }
     return 0;
 }

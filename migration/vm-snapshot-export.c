@@ -14,6 +14,7 @@
 #include "qemu/cutils.h"
 #include "qemu/iov.h"
 #include "qemu/job.h"
+#include "qemu/lockable.h"
 #include "qemu/ratelimit.h"
 #include "qemu/units.h"
 #include "qemu/uuid.h"
@@ -86,6 +87,7 @@ typedef struct ExportJob {
     RateLimit limit;
     bool limited;
     bool finishing;             /* the file may be replaced at any time */
+    bool disks_renamed;         /* images beside it were replaced */
     char *file;
     char *tmp;                  /* to be renamed to @file; NULL: an fdset */
     int fd;
@@ -402,8 +404,11 @@ static int sync_directory(const char *file)
     g_autofree char *dir = g_path_get_dirname(file);
     int fd = qemu_open_old(dir, O_RDONLY | O_DIRECTORY), ret = 0;
 
-    /* Some file systems cannot, and need not. */
-    if (fd < 0 || (fsync(fd) < 0 && errno != EINVAL)) {
+    /*
+     * Some file systems cannot, and need not.  And one may be allowed to create
+     * files in a directory, and not to read it.
+     */
+    if (fd < 0 ? errno != EACCES : fsync(fd) < 0 && errno != EINVAL) {
         ret = -errno;
     }
     if (fd >= 0) {
@@ -420,6 +425,30 @@ static bool bases_are_there(const SnapshotImport *im)
     return !im || (!stat(im->name, &st) &&
                    ram_snapshot_file_is_same(&st, &im->st) &&
                    bases_are_there(im->base));
+}
+
+/*
+ * Give all its name.  Of jobs that would each replace the base of the other,
+ * the second finds that.
+ */
+static int publish(ExportJob *job)
+{
+    int ret;
+
+    QEMU_LOCK_GUARD(&job->s->publishing);
+    if (!bases_are_there(job->base)) {
+        return -ESTALE;
+    }
+    ret = snapshot_export_disks_rename(job->disks, &job->disks_renamed);
+    if (ret) {
+        return ret;
+    }
+    /* It may be mapped from now on: nobody shall write to it by mistake. */
+    if (fchmod(job->fd, 0400) < 0 || rename(job->tmp, job->file) < 0) {
+        return -errno;
+    }
+    g_clear_pointer(&job->tmp, g_free);
+    return sync_directory(job->file);
 }
 
 /*
@@ -443,22 +472,7 @@ static int finish_file(void *opaque)
     if (!ret && fdatasync(job->fd) < 0) {
         ret = -errno;
     }
-    if (ret || !job->tmp) {
-        return ret;
-    }
-    if (!bases_are_there(job->base)) {
-        return -ESTALE;
-    }
-    ret = snapshot_export_disks_rename(job->disks);
-    if (ret) {
-        return ret;
-    }
-    /* It may be mapped from now on: nobody shall write to it by mistake. */
-    if (fchmod(job->fd, 0400) < 0 || rename(job->tmp, job->file) < 0) {
-        return -errno;
-    }
-    g_clear_pointer(&job->tmp, g_free);
-    return sync_directory(job->file);
+    return ret || !job->tmp ? ret : publish(job);
 }
 
 static int coroutine_fn write_file(ExportJob *job, Error **errp)
@@ -499,7 +513,9 @@ static int coroutine_fn export_run(Job *common, Error **errp)
                    "based on, was replaced or changed meanwhile", job->file,
                    job->base->name);
     } else if (ret) {
-        error_setg_errno(errp, -ret, "Writing '%s' failed", job->file);
+        error_setg_errno(errp, -ret, "Writing '%s' failed%s", job->file,
+                         job->disks_renamed && job->tmp ? ", and images of "
+                         "disks beside it are new ones already" : "");
         if (ret == -ENOSPC && job->tmp) {
             error_append_hint(errp, "What was there before is still there, "
                               "and takes space, too.\n");

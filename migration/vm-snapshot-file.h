@@ -98,8 +98,11 @@ int coroutine_fn snapshot_export_disks_write(SnapshotExportDisks *e,
 SnapshotFileDiskList *snapshot_export_disks_describe(SnapshotExportDisks *e,
                                                      Error **errp);
 
-/** snapshot_export_disks_rename: in any thread; returns 0 or -errno */
-int snapshot_export_disks_rename(SnapshotExportDisks *e);
+/**
+ * snapshot_export_disks_rename: in any thread; returns 0 or -errno
+ * @some: set if any was renamed
+ */
+int snapshot_export_disks_rename(SnapshotExportDisks *e, bool *some);
 
 /** snapshot_export_disks_end: remove what was not renamed */
 void snapshot_export_disks_end(SnapshotExportDisks *e);

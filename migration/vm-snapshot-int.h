@@ -9,6 +9,7 @@
 #ifndef MIGRATION_VM_SNAPSHOT_INT_H
 #define MIGRATION_VM_SNAPSHOT_INT_H
 
+#include "qemu/thread.h"
 #include "migration/vm-snapshot.h"
 #include "device-state.h"
 #include "plug-log.h"
@@ -65,6 +66,7 @@ struct VMSnapshot {
     char *last_refusal;         /* told the host already */
     int64_t report_again;       /* not before this time, by get_clock() */
 
+    QemuMutex publishing;       /* of a file: see vm-snapshot-export.c */
     char *load;                 /* file to start from, or NULL */
     char *touched_list;         /* of what of it is touched, or NULL */
     SnapshotTouched *touched;   /* of the run that there is, or NULL */

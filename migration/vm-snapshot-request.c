@@ -524,6 +524,7 @@ static void vm_snapshot_init(Object *obj)
      * a reset, must not run it.
      */
     s->bh = aio_bh_new(iohandler_get_aio_context(), vm_snapshot_bh, s);
+    qemu_mutex_init(&s->publishing);
     s->mismatches = g_new0(SnapshotDeviceMismatches, 1);
 }
 
@@ -536,6 +537,7 @@ static void vm_snapshot_finalize(Object *obj)
         the_engine = NULL;
     }
     qemu_bh_delete(s->bh);
+    qemu_mutex_destroy(&s->publishing);
     for (i = 0; i < s->config.slots; i++) {
         vm_snapshot_clear_slot(&s->slots[i]);
     }

@@ -1419,6 +1419,33 @@ static void test_export_device(const void *machine)
     end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
 }
 
+/* Catches: an image that is a new one while the file is not, and no error. */
+static void test_export_half(const void *machine)
+{
+    char *path = make_image(IMAGE_SECTORS * SECTOR, 0x11);
+    g_autofree char *file = g_strdup_printf("%s.slot", path);
+    SnapshotVM *vm = start_ide(machine, "", path, "");
+    QDict *answer;
+
+    snapshot_save(vm, 0);
+    answer = start_export(vm, file, 256 * MiB);
+    g_assert_true(qdict_haskey(answer, "return"));
+    qobject_unref(answer);
+    g_assert_cmpint(g_mkdir(file, 0700), ==, 0);
+    end_export(vm, "failed: Is a directory");
+
+    g_assert_cmpint(g_rmdir(file), ==, 0);
+    ide_write(vm, 0, 1, 0x33);
+    snapshot_save(vm, 0);
+    qobject_unref(start_export(vm, file, 256 * MiB));
+    g_assert_cmpint(g_mkdir(file, 0700), ==, 0);
+    end_export(vm, "images of disks beside it are new ones already");
+    snapshot_vm_end(vm);
+    g_assert_cmpint(g_rmdir(file), ==, 0);
+    remove_files(file);
+    end_image(path, IMAGE_SECTORS * SECTOR, 0x11);
+}
+
 static void add_pc_tests(const char *name, GTestDataFunc test)
 {
     snapshot_add_test("pc", "remap", name, test);
@@ -1449,6 +1476,7 @@ int main(int argc, char **argv)
     add_pc_tests("disks/export/commit", test_export_commit);
     add_pc_tests("disks/export/fd", test_export_fd);
     add_pc_tests("disks/export/device", test_export_device);
+    add_pc_tests("disks/export/half", test_export_half);
     snapshot_add_tests("disks/flash", test_flash);
     if (qtest_has_device("virtio-blk-pci")) {
         snapshot_add_tests("disks/iothread", test_iothread);
