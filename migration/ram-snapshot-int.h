@@ -159,9 +159,6 @@ void ram_snapshot_flush_tcg(void);
 const RAMSnapshotFileBlock *layer_block(const GArray *layers, unsigned i,
                                         const SavedBlock *b);
 
-/** image_file_read: read so many bytes, in any thread; 0 or -errno */
-int image_file_read(int fd, uint8_t *buf, size_t length, off_t pos);
-
 /** image_file_is_as_opened: false with @errp set if somebody changed it */
 bool image_file_is_as_opened(const ImageFile *file, Error **errp);
 

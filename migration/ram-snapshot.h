@@ -1,7 +1,8 @@
 /*
  * RAM snapshots: the content of all RAM blocks, kept to be put back
  *
- * Everything here is called with the BQL held and the vCPUs stopped.
+ * Everything here is called with the BQL held and the vCPUs stopped, but as
+ * noted.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -85,9 +86,12 @@ typedef struct RAMSnapshotLayer {
 /**
  * ram_snapshot_file_is_same: is it that file, and nobody has written to it?
  *
- * As far as its length and its time tell.
+ * As far as its length and its time tell.  To be called in any thread.
  */
 bool ram_snapshot_file_is_same(const struct stat *a, const struct stat *b);
+
+/** image_file_read: read so many bytes, in any thread; 0 or -errno */
+int image_file_read(int fd, uint8_t *buf, size_t length, off_t pos);
 
 /**
  * ram_snapshot_layers_read: read part of a RAM block
@@ -195,7 +199,7 @@ bool ram_snapshot_view_block(const RAMSnapshotView *view, unsigned i,
  * @i: the block
  * @offset: of the page in the block
  *
- * Of all functions here, this one may be called in any thread, with no lock.
+ * It may be called in any thread, with no lock.
  */
 const uint8_t *ram_snapshot_view_page(const RAMSnapshotView *view, unsigned i,
                                       ram_addr_t offset);

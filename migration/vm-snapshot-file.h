@@ -36,6 +36,9 @@
 /* Each so many bytes of a RAM block have a sum of their own. */
 #define SNAPSHOT_FILE_SUM_BYTES MiB
 
+/* Of all devices, in bytes */
+#define SNAPSHOT_FILE_DEVICES_MAX GiB
+
 /* The last bytes of a file, big-endian */
 typedef struct SnapshotFileFooter {
     char magic[8];              /* SNAPSHOT_FILE_MAGIC */

@@ -16,9 +16,6 @@
 #include "savevm.h"
 #include "vm-snapshot-file.h"
 
-/* Of devices, in bytes */
-#define DEVICES_MAX (1 * GiB)
-
 /* What libvirt puts before a stream; numbers are of the host's byte order. */
 #define LIBVIRT_MAGIC "LibvirtQemudSave"
 #define LIBVIRT_HEADER 92
@@ -367,7 +364,7 @@ DeviceStateImage *snapshot_import_stream(const SnapshotImport *im,
     const uint64_t length = im->size - im->devices;
     g_autofree uint8_t *data = NULL;
 
-    if (length > DEVICES_MAX) {
+    if (length > SNAPSHOT_FILE_DEVICES_MAX) {
         error_setg(errp, "Its devices have %" PRIu64 " bytes", length);
         return NULL;
     }

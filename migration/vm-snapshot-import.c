@@ -24,9 +24,6 @@
 /* Of the description, in bytes: it is read and parsed in the main loop. */
 #define DESCRIPTION_MAX (16 * MiB)
 
-/* Of all devices, in bytes */
-#define DEVICES_MAX GiB
-
 /* Of all that is no page, in bytes: the bitmaps of 64 TiB are 2 GiB. */
 #define PARTS_MAX (4 * GiB)
 
@@ -43,19 +40,13 @@ static void clear_block(void *block)
 bool snapshot_import_read(const SnapshotImport *im, void *buf, size_t length,
                           uint64_t offset, Error **errp)
 {
-    while (length) {
-        ssize_t n = RETRY_ON_EINTR(pread(im->fd, buf, length, offset));
+    int ret = image_file_read(im->fd, buf, length, offset);
 
-        if (n <= 0) {
-            error_setg_errno(errp, n ? errno : ENODATA, "Reading it at %"
-                             PRIu64 " failed", offset);
-            return false;
-        }
-        buf += n;
-        offset += n;
-        length -= n;
+    if (ret) {
+        error_setg_errno(errp, -ret, "Reading %zu bytes of it at %" PRIu64
+                         " failed", length, offset);
     }
-    return true;
+    return !ret;
 }
 
 /* Does it end as our files do?  Others are taken for migration streams. */
@@ -331,9 +322,11 @@ static DeviceStateImage *read_devices(SnapshotImport *im, Error **errp)
             return NULL;
         }
         total += d->length;
-        if (d->length > DEVICES_MAX || total > DEVICES_MAX) {
+        if (d->length > SNAPSHOT_FILE_DEVICES_MAX ||
+            total > SNAPSHOT_FILE_DEVICES_MAX) {
             error_setg(errp, "Its devices have more than %" PRIu64 " bytes, "
-                       "with '%s'", (uint64_t)DEVICES_MAX, d->name);
+                       "with '%s'", (uint64_t)SNAPSHOT_FILE_DEVICES_MAX,
+                       d->name);
             return NULL;
         }
     }

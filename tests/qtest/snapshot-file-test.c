@@ -1032,7 +1032,7 @@ static void test_hostile(const void *machine)
             lie(qts, f, path, section, "length", numbers[i], "is not in it");
         }
         lie(qts, f, path, f->d, "page-sums", numbers[i],
-            i < 6 ? "Reading it at " : "the sum is wrong");
+            i < 6 ? " bytes of it at " : "the sum is wrong");
     }
     lie(qts, f, path, f->d, "page-size", 0, "It has pages of 0 bytes");
     lie(qts, f, path, f->d, "page-size", 8192, "It has pages of 8192 bytes");
