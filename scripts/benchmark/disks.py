@@ -30,9 +30,10 @@ GOAL_AFTER = 100
 BACK = 1000
 WAYS_BACK = {'restore': 'the machine', 'loadvm': 'the machine',
              'blockdev-snapshot': 'the disk alone'}
-# Of "-msg timestamp=on", in microseconds
-TIMED = re.compile(r'^\d+@(\d+)\.(\d{6}):(blk_co_preadv|vm_snapshot_restore) ',
-                   re.M)
+# Of "-msg timestamp=on", in microseconds, and the phases in nanoseconds
+TIMED = re.compile(r'^\d+@(\d+)\.(\d{6}):(?:blk_co_preadv |vm_snapshot_restore '
+                   r'slot 0: wake (\d+) ns, stop (\d+) ns, load (\d+) ns, '
+                   r'start (\d+) ns)', re.M)
 # The least part of the image's own throughput
 GOAL_THROUGHPUT = 0.9
 
@@ -93,8 +94,9 @@ def _write(m, clusters, i):
 
 def in_flight(bench):
     """
-    A list of one record, of restores with requests in flight: the time from
-    when the last of them is done, at the earliest, to the end of the restore
+    A list of two records, of restores with requests in flight: the time from
+    when the last of them is done, at the earliest, to the end of the restore;
+    and of restores after as long a pause without any, as caches are cold.
     """
     args = [*_args(f'{NULL},latency-ns={1000 * LATENCY_US}'), '-msg',
             'timestamp=on', '-device', 'snapshot', '-trace', 'blk_co_preadv',
@@ -108,28 +110,39 @@ def in_flight(bench):
             for i in range(REQUESTS):
                 m.hmp(f'qemu-io -d {DISK} "aio_read -q {i}M 4k"')
             m.qmp('x-snapshot-device-restore', slot=0)
+            time.sleep(LATENCY_US / 1e6)
+            m.qmp('x-snapshot-device-restore', slot=0)
             count += 1
-        found = TIMED.findall(m.trace_log.read_text())
-        times, reads = [], []
-        for seconds, us, event in found:
-            at = 1000000 * int(seconds) + int(us)
-            if event == 'blk_co_preadv':
-                reads.append(at)
-                continue
-            # Before the first, the disk was probed.
-            reads = reads[-REQUESTS:]
-            after = at - reads[-1] - LATENCY_US if reads else -1
-            if len(reads) != REQUESTS or after < 0:
-                m.fail(f'{len(reads)} reads, and a restore {after} us after '
-                       'the last was done')
-            # On a busy host, the first may be done before the last begins.
-            if reads[-1] - reads[0] < LATENCY_US:
-                times.append(1000 * after)
-            reads = []
-    if not times:
+        after, without = _after_reads(m, m.trace_log.read_text())
+    if not after:
         raise BenchError('the host was too slow to have reads in flight')
-    return [{'what': 'in_flight', 'requests': REQUESTS, 'n': len(times),
-             'us': stats.distribution(times)}]
+    return [{'what': 'in_flight', 'requests': n, 'n': len(times),
+             'us': stats.distribution(times)}
+            for n, times in ((REQUESTS, after), (0, without))]
+
+
+def _after_reads(m, trace):
+    """Nanoseconds of restores with reads in flight, and without any"""
+    after, without, reads = [], [], []
+    for seconds, us, *phases in TIMED.findall(trace):
+        at = 1000000 * int(seconds) + int(us)
+        if not phases[0]:
+            reads.append(at)
+            continue
+        if not reads:
+            without.append(sum(map(int, phases)))
+            continue
+        # Before the first, the disk was probed.
+        reads = reads[-REQUESTS:]
+        left = at - reads[-1] - LATENCY_US
+        if len(reads) != REQUESTS or left < 0:
+            m.fail(f'{len(reads)} reads, and a restore {left} us after the last '
+                   'was done')
+        # On a busy host, the first may be done before the last begins.
+        if reads[-1] - reads[0] < LATENCY_US:
+            after.append(1000 * left)
+        reads = []
+    return after, without
 
 
 def _qemu_img(bench, *args):

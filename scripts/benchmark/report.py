@@ -203,12 +203,12 @@ def disks(r):
 
 
 def in_flight(r):
-    x = r.in_flight
     return ('What is left of a restore when the last of the requests that were '
-            'in flight is done, in µs',
+            'in flight is done, and a restore after as long a pause without '
+            'any, in µs',
             ['requests', 'median', 'p99', 'of'],
             [[x['requests'], number(x['us']['median']), number(x['us']['p99']),
-              x['n']]] if x else [])
+              x['n']] for x in r.in_flight])
 
 
 def back(r):
