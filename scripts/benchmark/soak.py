@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-soak.py QEMU BUILD [RESTORES] [QEMU ARGUMENT...]
+soak.py QEMU BUILD [--disk] [RESTORES] [QEMU ARGUMENT...]
 
 Restore a Linux guest very often, and look at what QEMU holds all the while.
 Run by scripts/soak. Fails if a restore was not exact, or if in the last tenth
-memory, open files or the time of a restore are more than in the first one.
+memory, open files or the time of a restore are more than in the first one. With
+--disk, the guest writes to its disk between restores; then it also fails if more
+is kept for the disk in the end, or if anything reached the image.
 """
 
+import hashlib
 import os
 from pathlib import Path
 import re
@@ -24,6 +27,7 @@ SAMPLES = 200
 # the least that malloc() knows, is 16 MB in a million.
 MEMORY_KIB = 8192
 TIME_RATIO = 2          # a busy host
+DISK = 16 << 20
 
 
 def memory_kib(pid):
@@ -32,20 +36,28 @@ def memory_kib(pid):
     return int(re.search(r'^Anonymous: +(\d+)', text, re.M).group(1))
 
 
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
 def sample(machine):
     pid = machine.process.pid
     info = machine.qmp('x-query-snapshot-device')
-    return {'restores': info['restores'], 'p99': info['p99-ns'] / 1000,
+    return {'disk': sum(d['memory-bytes'] + d['spilled-bytes']
+                        for d in info.get('disks', [])),
+            'restores': info['restores'], 'p99': info['p99-ns'] / 1000,
             'p50': info['p50-ns'] / 1000, 'memory': memory_kib(pid),
             'files': len(os.listdir(f'/proc/{pid}/fd')), 'info': info}
 
 
-def soak(machine, restores):
+def soak(machine, restores, disk):
+    """Samples; the seconds; is the image as at the save, None if no @disk"""
     machine.wait_boot('bench: ready')
-    machine.type('restore 10 1000')
+    machine.type('restore 10 1000' + (' write /dev/vda' if disk else ''))
     samples = []
     start = time.monotonic()
     machine.wait_dots(1)
+    saved = disk and digest(disk)
     while True:
         s = sample(machine)
         if s['restores'] >= len(samples) * restores / SAMPLES:
@@ -58,14 +70,17 @@ def soak(machine, restores):
                   end='', file=sys.stderr, flush=True)
         if s['restores'] >= restores:
             print(file=sys.stderr)
-            return samples, spent
+            return samples, spent, disk and digest(disk) == saved
         if machine.process.poll() is not None:
             machine.fail('QEMU ended')
         time.sleep(0.05)
 
 
-def report(samples, seconds, out):
-    """Prints the table; returns how many checks failed"""
+def report(samples, seconds, image, out):
+    """
+    Prints the table, with the disk if @image tells whether its file is as it
+    was; returns how many checks failed
+    """
     info = samples[-1]['info']
     tenth = max(1, len(samples) // 10)
     failed = 0
@@ -86,6 +101,11 @@ def report(samples, seconds, out):
     line(last - first < MEMORY_KIB, f'memory       {first} KiB, {last} KiB')
     first, last = ends('files')
     line(first == last, f'open files   {first}, {last}')
+    if image is not None:
+        first, last = (max(s['disk'] for s in part) for part in
+                       (samples[:tenth], samples[-tenth:]))
+        line(0 < first == last, f'disk         {first} bytes, {last} bytes')
+        line(image, f'image        {"as it was" if image else "written to"}')
     first, last = ends('p99')
     line(last < TIME_RATIO * first, f'p99          {first:.1f} us, '
                                     f'{last:.1f} us')
@@ -97,22 +117,32 @@ def report(samples, seconds, out):
     return failed
 
 
-def main(qemu, build, restores='1000000', *args):
+def main(qemu, build, *args):
     linux = Path(build, 'linux')
     directory = Path(build, 'soak')
+    disk = None
+    if args[:1] == ('--disk',):
+        args = args[1:]
+        linux /= 'drivers'
+        disk = directory / 'disk'
+        disk.write_bytes(os.urandom(DISK))
+    restores, *args = args or ('1000000',)
+    modules = 'snapshot.modules=virtio_pci,virtio_blk ' if disk else ''
     args = ['-machine', 'q35', '-accel', 'tcg', '-nodefaults',
             '-display', 'none', '-m', '256M',
             '-kernel', linux / 'vmlinuz', '-initrd', linux / 'initramfs',
             '-serial', 'chardev:console', '-no-reboot', '-append',
-            'console=ttyS0 quiet panic=-1 snapshot.run=bench',
+            f'console=ttyS0 quiet panic=-1 {modules}snapshot.run=bench',
             '-device', f'snapshot,verify={VERIFY}', *args]
+    if disk:
+        args += ['-drive', f'if=virtio,format=raw,file={disk}']
     try:
         with Machine(qemu, list(map(str, args)), directory) as machine:
-            samples, seconds = soak(machine, int(restores))
+            samples, seconds, image = soak(machine, int(restores), disk)
     except BenchError as err:
         sys.exit(f'soak: {err}')
     with (directory / 'report.txt').open('w', encoding='utf-8') as out:
-        failed = report(samples, seconds, out)
+        failed = report(samples, seconds, image, out)
     print((directory / 'report.txt').read_text(encoding='utf-8'), end='')
     sys.exit(failed != 0)
 

@@ -56,6 +56,7 @@ static char buffer[PAGE] __attribute__((aligned(PAGE)));
 
 static bool begin_work(Work *w)
 {
+    int mode = strcmp(w->kind, "read") ? O_WRONLY : O_RDONLY;
     struct ifreq ifr = { .ifr_flags = IFF_UP };
     struct sockaddr_ll to = {
         .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL),
@@ -70,11 +71,9 @@ static bool begin_work(Work *w)
     }
     /* A driver may still be looking at what there is on its bus. */
     for (int i = 0; i < 600; i++) {
-        w->fd = open(w->where, strcmp(w->kind, "read") ? O_WRONLY
-                                                       : O_RDONLY | O_DIRECT);
+        w->fd = open(w->where, mode | O_DIRECT);
         if (w->fd < 0) {
-            w->fd = open(w->where, strcmp(w->kind, "read") ? O_WRONLY
-                                                           : O_RDONLY);
+            w->fd = open(w->where, mode);
         }
         if (w->fd >= 0) {
             return true;
