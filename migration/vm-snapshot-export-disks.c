@@ -16,6 +16,7 @@ typedef struct ExportDisk {
     char *device;
     char *file;                 /* that has the content in the end */
     char *tmp;                  /* its name until then; NULL: it is not new */
+    GPtrArray *below;           /* names of images; if it is not new, of itself */
     SnapshotOverlayExport *x;   /* as long as there is one, commits wait */
 } ExportDisk;
 
@@ -32,33 +33,86 @@ static ExportDisk *nth_disk(const SnapshotExportDisks *e, unsigned i)
     return &g_array_index(e->disks, ExportDisk, i);
 }
 
-/* The image that an overlay is over: its name, and what it is if it has none */
-static char *image_below(BlockDriverState *bs)
+/*
+ * The images that an overlay is over, the first is what it is over itself: their
+ * names, and what they are if they have none
+ */
+static GPtrArray *names_below(BlockDriverState *bs)
 {
+    GPtrArray *names = g_ptr_array_new_with_free_func(g_free);
     GRAPH_RDLOCK_GUARD_MAINLOOP();
 
-    bdrv_refresh_filename(bs->file->bs);
-    return g_strdup(bs->file->bs->exact_filename[0] ?
-                    bs->file->bs->exact_filename : bs->file->bs->filename);
+    for (bs = bs->file->bs; bs; bs = bdrv_backing_chain_next(bs)) {
+        bdrv_refresh_filename(bs);
+        g_ptr_array_add(names, g_strdup(bs->exact_filename[0] ?
+                                        bs->exact_filename : bs->filename));
+    }
+    return names;
 }
 
-static bool describe_image(SnapshotFileDisk *d, const char *device,
-                           const char *file, const char *name, Error **errp)
+/* Returns: %NULL if it is no regular file of this host */
+static SnapshotFileImage *describe_image(const char *file, const char *name)
 {
+    SnapshotFileImage *image;
     struct stat st;
 
     if (stat(file, &st) < 0 || !S_ISREG(st.st_mode)) {
-        error_setg(errp, "The disk of '%s' is '%s', which is no regular file "
-                   "of this host", device, name);
-        error_append_hint(errp, "An image that has it as its backing file "
-                          "would be one (qemu-img create -b).\n");
-        return false;
+        return NULL;
     }
-    d->device = g_strdup(device);
-    d->image = g_path_get_basename(name);
-    d->length = st.st_size;
-    d->mtime = st.st_mtim.tv_sec * NANOSECONDS_PER_SECOND + st.st_mtim.tv_nsec;
-    return true;
+    image = g_new0(SnapshotFileImage, 1);
+    image->image = g_path_get_basename(name);
+    image->length = st.st_size;
+    image->mtime = st.st_mtim.tv_sec * NANOSECONDS_PER_SECOND +
+        st.st_mtim.tv_nsec;
+    return image;
+}
+
+static SnapshotFileImageList *describe_images(const char *file,
+                                              const char *name,
+                                              const GPtrArray *below,
+                                              unsigned i)
+{
+    SnapshotFileImageList *list = NULL, **tail = &list;
+    SnapshotFileImage *image = describe_image(file, name);
+
+    if (!image) {
+        return NULL;
+    }
+    QAPI_LIST_APPEND(tail, image);
+    for (; i < below->len; i++) {
+        const char *path = g_ptr_array_index(below, i);
+
+        image = describe_image(path, path);
+        if (image) {
+            QAPI_LIST_APPEND(tail, image);
+        }
+    }
+    return list;
+}
+
+static void tell_no_file(const char *device, const char *name, Error **errp)
+{
+    error_setg(errp, "The disk of '%s' is '%s', which is no regular file of "
+               "this host", device, name);
+    error_append_hint(errp, "An image that has it as its backing file would be "
+                      "one (qemu-img create -b).\n");
+}
+
+static SnapshotFileDisk *describe_disk(const ExportDisk *disk, Error **errp)
+{
+    SnapshotFileImageList *images =
+        describe_images(disk->tmp ?: disk->file, disk->file, disk->below,
+                        disk->tmp ? 0 : 1);
+    SnapshotFileDisk *d;
+
+    if (!images) {
+        tell_no_file(disk->device, disk->file, errp);
+        return NULL;
+    }
+    d = g_new0(SnapshotFileDisk, 1);
+    d->device = g_strdup(disk->device);
+    d->images = images;
+    return d;
 }
 
 static bool begin_disk(const char *device, BlockDriverState *bs,
@@ -66,7 +120,7 @@ static bool begin_disk(const char *device, BlockDriverState *bs,
 {
     SnapshotExportDisks *e = opaque;
     ExportDisk disk = { .device = g_strdup(device) };
-    g_autoptr(SnapshotFileDisk) d = g_new0(SnapshotFileDisk, 1);
+    g_autoptr(SnapshotFileDisk) d = NULL;
     uint64_t bytes;
     ERRP_GUARD();
 
@@ -81,6 +135,7 @@ static bool begin_disk(const char *device, BlockDriverState *bs,
         g_free(disk.device);
         return false;
     }
+    disk.below = names_below(bs);
     bytes = snapshot_overlay_export_bytes(disk.x);
     e->bytes += bytes;
     if (bytes) {
@@ -91,7 +146,7 @@ static bool begin_disk(const char *device, BlockDriverState *bs,
             unlink(disk.tmp);
         }
         g_clear_pointer(&disk.tmp, g_free);
-        disk.file = image_below(bs);
+        disk.file = g_strdup(g_ptr_array_index(disk.below, 0));
     }
     g_array_append_val(e->disks, disk);
     if (bytes && !e->suffix) {
@@ -100,7 +155,10 @@ static bool begin_disk(const char *device, BlockDriverState *bs,
         error_append_hint(errp, "Give the name of a file.\n");
         return false;
     }
-    return bytes || describe_image(d, device, disk.file, disk.file, errp);
+    if (!bytes) {
+        d = describe_disk(&disk, errp);
+    }
+    return bytes || d;
 }
 
 SnapshotExportDisks *snapshot_export_disks_begin(const VMSnapshotDisks *disks,
@@ -160,13 +218,12 @@ SnapshotFileDiskList *snapshot_export_disks_describe(SnapshotExportDisks *e,
 
     for (unsigned i = 0; i < e->disks->len; i++) {
         const ExportDisk *disk = nth_disk(e, i);
-        SnapshotFileDisk *d = g_new0(SnapshotFileDisk, 1);
+        SnapshotFileDisk *d = describe_disk(disk, errp);
 
-        QAPI_LIST_APPEND(tail, d);
-        if (!describe_image(d, disk->device, disk->tmp ?: disk->file,
-                            disk->file, errp)) {
+        if (!d) {
             return NULL;
         }
+        QAPI_LIST_APPEND(tail, d);
     }
     return g_steal_pointer(&list);
 }
@@ -198,6 +255,7 @@ void snapshot_export_disks_end(SnapshotExportDisks *e)
         if (disk->tmp) {
             unlink(disk->tmp);
         }
+        g_ptr_array_unref(disk->below);
         g_free(disk->tmp);
         g_free(disk->file);
         g_free(disk->device);
@@ -217,14 +275,22 @@ static const SnapshotFileDisk *find_disk(const SnapshotFileDiskList *l,
     return NULL;
 }
 
+static bool is_same_image(const SnapshotFileImage *a,
+                          const SnapshotFileImage *b)
+{
+    return a->length == b->length && a->mtime == b->mtime;
+}
+
 /* Is it the content that the file of the slot belongs to? */
 static bool check_disk(const char *device, BlockDriverState *bs,
                        SnapshotOverlaySlot *slot, void *opaque, Error **errp)
 {
     const SnapshotFileDiskList *list = opaque;
     const SnapshotFileDisk *d = find_disk(list, device);
-    g_autoptr(SnapshotFileDisk) here = g_new0(SnapshotFileDisk, 1);
-    g_autofree char *image = image_below(bs);
+    const SnapshotFileImageList *there = d ? d->images : NULL, *l;
+    g_autoptr(SnapshotFileImageList) here = NULL;
+    g_autoptr(GPtrArray) below = names_below(bs);
+    const char *name = g_ptr_array_index(below, 0);
     BlockStatsSpecificSnapshotOverlay stats;
 
     if (!d) {
@@ -239,18 +305,32 @@ static bool check_disk(const char *device, BlockDriverState *bs,
         error_append_hint(errp, "Start QEMU with load=.\n");
         return false;
     }
-    if (!describe_image(here, device, image, image, errp)) {
+    here = describe_images(name, name, below, 1);
+    if (!here) {
+        tell_no_file(device, name, errp);
         return false;
     }
-    if (here->length != d->length || here->mtime != d->mtime) {
+    l = here;
+    while (l && there && is_same_image(l->value, there->value)) {
+        l = l->next;
+        there = there->next;
+    }
+    if (!l && !there) {
+        return true;
+    }
+    if (l == here) {
         error_setg(errp, "The disk of '%s' is to be the image '%s' as it was "
-                   "written beside the file, and is '%s'", device, d->image,
-                   here->image);
-        error_append_hint(errp, "Copies have to keep the time of the last "
-                          "change (cp -p).\n");
-        return false;
+                   "written beside the file, and is '%s'", device,
+                   there ? there->value->image : "(none)", l->value->image);
+    } else {
+        error_setg(errp, "The image '%s' of the disk of '%s' is not over the "
+                   "same images as when the file was written: '%s' is another "
+                   "one, or was written to since", here->value->image, device,
+                   (l ?: there)->value->image);
     }
-    return true;
+    error_append_hint(errp, "Copies have to keep the time of the last change "
+                      "(cp -p).\n");
+    return false;
 }
 
 bool snapshot_import_check_disks(const SnapshotFileDiskList *list, Error **errp)

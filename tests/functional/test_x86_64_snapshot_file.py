@@ -375,6 +375,11 @@ class SnapshotFileDisk(QemuSystemTest):
                          digest)
 
         self.refused(self.image, 'raw', 'other', 'is to be the image')
+        before = os.stat(self.image)
+        os.utime(self.image)
+        self.refused(self.written, 'qcow2', 'below',
+                     "'image' is another one, or was written to since")
+        os.utime(self.image, ns=(before.st_atime_ns, before.st_mtime_ns))
         self.written.chmod(0o600)
         os.utime(self.written)
         self.refused(self.written, 'qcow2', 'touched', 'is to be the image')
