@@ -16,7 +16,7 @@ typedef struct ExportDisk {
     char *device;
     char *file;                 /* that has the content in the end */
     char *tmp;                  /* its name until then; NULL: it is not new */
-    GPtrArray *below;           /* names of images; if it is not new, of itself */
+    GPtrArray *below;           /* names of images; of itself, if not new */
     SnapshotOverlayExport *x;   /* as long as there is one, commits wait */
 } ExportDisk;
 
@@ -34,7 +34,7 @@ static ExportDisk *nth_disk(const SnapshotExportDisks *e, unsigned i)
 }
 
 /*
- * The images that an overlay is over, the first is what it is over itself: their
+ * The images that an overlay is over, beginning with the one right below: their
  * names, and what they are if they have none
  */
 static GPtrArray *names_below(BlockDriverState *bs)
