@@ -526,8 +526,15 @@ class Kvm(Guest):
               'least': 0 if 'QEMU_TEST_SNAPSHOT_MOST' in os.environ else 50}
 
     def start(self, case, *args, **options):
-        super().start(case, '-action', 'shutdown=pause', *args, kvm=1,
-                      **options)
+        try:
+            super().start(case, '-action', 'shutdown=pause', *args, kvm=1,
+                          **options)
+        except VMLaunchFailure as e:
+            # QEMU ends where KVM refuses what it said that it has.
+            if refused := re.search(r'failed to set (MSR \S+) to',
+                                    e.output or ''):
+                self.skipTest(f'this KVM cannot set {refused[1]}')
+            raise
 
     def finish(self, timeout=600):
         """
