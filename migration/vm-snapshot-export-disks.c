@@ -14,9 +14,8 @@
 
 typedef struct ExportDisk {
     char *device;
-    char *file;                 /* that has the content in the end */
-    char *tmp;                  /* its name until then; NULL: it is not new */
-    GPtrArray *below;           /* names of images; of itself, if not new */
+    GPtrArray *images;          /* names: of what has the content, and below */
+    char *tmp;                  /* the first's until then; NULL: not new */
     SnapshotOverlayExport *x;   /* as long as there is one, commits wait */
 } ExportDisk;
 
@@ -67,24 +66,20 @@ static SnapshotFileImage *describe_image(const char *file, const char *name)
     return image;
 }
 
-static SnapshotFileImageList *describe_images(const char *file,
-                                              const char *name,
-                                              const GPtrArray *below,
-                                              unsigned i)
+/* Returns: %NULL if the first is none; its name is @tmp yet, if not %NULL */
+static SnapshotFileImageList *describe_images(const GPtrArray *names,
+                                              const char *tmp)
 {
     SnapshotFileImageList *list = NULL, **tail = &list;
-    SnapshotFileImage *image = describe_image(file, name);
 
-    if (!image) {
-        return NULL;
-    }
-    QAPI_LIST_APPEND(tail, image);
-    for (; i < below->len; i++) {
-        const char *path = g_ptr_array_index(below, i);
+    for (unsigned i = 0; i < names->len; i++) {
+        const char *name = g_ptr_array_index(names, i);
+        SnapshotFileImage *image = describe_image(i ? name : tmp ?: name, name);
 
-        image = describe_image(path, path);
         if (image) {
             QAPI_LIST_APPEND(tail, image);
+        } else if (!i) {
+            return NULL;
         }
     }
     return list;
@@ -100,13 +95,11 @@ static void tell_no_file(const char *device, const char *name, Error **errp)
 
 static SnapshotFileDisk *describe_disk(const ExportDisk *disk, Error **errp)
 {
-    SnapshotFileImageList *images =
-        describe_images(disk->tmp ?: disk->file, disk->file, disk->below,
-                        disk->tmp ? 0 : 1);
+    SnapshotFileImageList *images = describe_images(disk->images, disk->tmp);
     SnapshotFileDisk *d;
 
     if (!images) {
-        tell_no_file(disk->device, disk->file, errp);
+        tell_no_file(disk->device, g_ptr_array_index(disk->images, 0), errp);
         return NULL;
     }
     d = g_new0(SnapshotFileDisk, 1);
@@ -135,18 +128,19 @@ static bool begin_disk(const char *device, BlockDriverState *bs,
         g_free(disk.device);
         return false;
     }
-    disk.below = names_below(bs);
+    disk.images = names_below(bs);
     bytes = snapshot_overlay_export_bytes(disk.x);
     e->bytes += bytes;
     if (bytes) {
-        disk.file = g_strdup_printf("%s.%u.qcow2", e->file, e->disks->len);
+        g_ptr_array_insert(disk.images, 0,
+                           g_strdup_printf("%s.%u.qcow2", e->file,
+                                           e->disks->len));
     } else {
         /* Nothing was written: the image itself will do, if it is one. */
         if (disk.tmp) {
             unlink(disk.tmp);
         }
         g_clear_pointer(&disk.tmp, g_free);
-        disk.file = g_strdup(g_ptr_array_index(disk.below, 0));
     }
     g_array_append_val(e->disks, disk);
     if (bytes && !e->suffix) {
@@ -237,7 +231,8 @@ int snapshot_export_disks_rename(SnapshotExportDisks *e, bool *some)
             continue;
         }
         /* It may be in use from now on, as the file is. */
-        if (chmod(disk->tmp, 0400) < 0 || rename(disk->tmp, disk->file) < 0) {
+        if (chmod(disk->tmp, 0400) < 0 ||
+            rename(disk->tmp, g_ptr_array_index(disk->images, 0)) < 0) {
             return -errno;
         }
         g_clear_pointer(&disk->tmp, g_free);
@@ -255,9 +250,8 @@ void snapshot_export_disks_end(SnapshotExportDisks *e)
         if (disk->tmp) {
             unlink(disk->tmp);
         }
-        g_ptr_array_unref(disk->below);
+        g_ptr_array_unref(disk->images);
         g_free(disk->tmp);
-        g_free(disk->file);
         g_free(disk->device);
     }
     g_array_unref(e->disks);
@@ -290,7 +284,6 @@ static bool check_disk(const char *device, BlockDriverState *bs,
     const SnapshotFileImageList *there = d ? d->images : NULL, *l;
     g_autoptr(SnapshotFileImageList) here = NULL;
     g_autoptr(GPtrArray) below = names_below(bs);
-    const char *name = g_ptr_array_index(below, 0);
     BlockStatsSpecificSnapshotOverlay stats;
 
     if (!d) {
@@ -305,9 +298,9 @@ static bool check_disk(const char *device, BlockDriverState *bs,
         error_append_hint(errp, "Start QEMU with load=.\n");
         return false;
     }
-    here = describe_images(name, name, below, 1);
+    here = describe_images(below, NULL);
     if (!here) {
-        tell_no_file(device, name, errp);
+        tell_no_file(device, g_ptr_array_index(below, 0), errp);
         return false;
     }
     l = here;

@@ -211,8 +211,8 @@ def rows(r):
               median(record), disks.goal(clusters), None)
     late = [x['us']['p99'] for x in r.in_flight]
     added(f'a restore with {disks.REQUESTS} requests in flight adds, p99',
-          late and None not in late and
-          late[0] - late[1] or None, disks.GOAL_AFTER,
+          late[0] - late[1] if late and None not in late else None,
+          disks.GOAL_AFTER,
           'fewer than 100 restores')
     for record in r.throughput:
         if record['way'] == 'overlay':
