@@ -1873,12 +1873,15 @@ static void steps_job_drained(StepsJob *job, BlockBackend *blk,
         aio_poll(qemu_get_aio_context(), false);
     }
     g_assert_cmpuint(drained, >, 1);
-    WITH_JOB_LOCK_GUARD() {
-        Job *common = &job->common;
+}
 
-        g_assert_cmpint(common->ret, ==, 0);
-        job_dismiss_locked(&common, &error_abort);
-    }
+static void steps_job_dismiss(StepsJob *job)
+{
+    Job *common = &job->common;
+
+    JOB_LOCK_GUARD();
+    g_assert_cmpint(common->ret, ==, 0);
+    job_dismiss_locked(&common, &error_abort);
 }
 
 static void test_export_job(void)
@@ -1903,6 +1906,7 @@ static void test_export_job(void)
     e = job->e = export_new(slot, content, DISK_SIZE, &job->common);
     job_progress_set_remaining(&job->common, e->bytes);
     steps_job_drained(job, blk, slot);
+    steps_job_dismiss(job);
     check_content(e->filename, content, DISK_SIZE);
     g_assert_cmpint(g_unlink(e->filename), ==, 0);
     g_free(e->filename);
@@ -1919,7 +1923,6 @@ static void test_commit_job(void)
     BlockBackend *blk;
     g_autofree uint8_t *content = NULL;
     g_autofree char *found = NULL;
-    SnapshotOverlayCommit *c;
     StepsJob *job;
     gsize length;
 
@@ -1934,9 +1937,9 @@ static void test_commit_job(void)
                                            &error_abort);
     job_progress_set_remaining(&job->common,
                                snapshot_overlay_commit_bytes(job->c));
-    c = job->c;
     steps_job_drained(job, blk, NULL);
-    snapshot_overlay_commit_end(c);
+    snapshot_overlay_commit_end(job->c);
+    steps_job_dismiss(job);
     blk_unref(blk);
     g_assert_true(g_file_get_contents(image, &found, &length, NULL));
     g_assert_cmpmem(found, length, content, DISK_SIZE);
