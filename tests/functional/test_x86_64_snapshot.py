@@ -19,6 +19,10 @@ from qemu.machine.machine import VMLaunchFailure
 from qemu_test import QemuSystemTest
 from snapshot import build_guest, kvm_copies_page_tables
 
+# How often a case does what it does, at most
+MOST = os.getenv('QEMU_TEST_SNAPSHOT_MOST') or (
+    None if os.getenv('QEMU_TEST_ALLOW_SLOW') else '300')
+
 # What the guest tells isa-debug-exit
 PASSED, FAILED = 33, 35
 
@@ -73,8 +77,8 @@ class Guest:
             self.skipTest(reason)
         if self.most and cpus > 1:
             options['n'] = min(options.get('n', self.most), self.most)
-        if 'QEMU_TEST_SNAPSHOT_MOST' in os.environ:
-            options['most'] = os.environ['QEMU_TEST_SNAPSHOT_MOST']
+        if MOST:
+            options['most'] = MOST
         options = ' '.join(f'{k}={v}' for k, v in options.items())
         self.vm.add_args('-nodefaults', '-accel', accel or self.accel,
                          '-m', memory, '-smp', str(cpus), '-rtc', 'clock=vm',
