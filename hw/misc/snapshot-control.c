@@ -315,7 +315,9 @@ static bool snapshot_wait_for_run(void *opaque, CPUState *cpu)
         s->run.untouched++;
     }
     conn->polling = false;
-    event_notifier_test_and_clear(&conn->kick);
+    if (fds[1].revents) {
+        event_notifier_test_and_clear(&conn->kick);
+    }
     if (conn->orphan >= 0) {
         close(conn->orphan);
         conn->orphan = -1;
