@@ -138,17 +138,25 @@ class Machine:
             self.events.append((time.monotonic(), message))
         return message
 
-    def try_qmp(self, command, timeout=120, **arguments):
-        """The whole answer, be it an error"""
+    def _send(self, *commands):
+        """All at once, a name and a dict of arguments each"""
         try:
-            self.monitor.sendall(json.dumps(
-                {'execute': command, 'arguments': arguments}).encode())
+            self.monitor.sendall(b''.join(json.dumps(
+                {'execute': command, 'arguments': arguments}).encode()
+                for command, arguments in commands))
         except OSError:
-            self.fail(f'QEMU ended before {command}')
+            self.fail(f'QEMU ended before {commands[0][0]}')
+
+    def _answer(self, command, timeout):
         while message := self._next_message(timeout):
             if 'return' in message or 'error' in message:
                 return message
         self.fail(f'no answer to {command}')
+
+    def try_qmp(self, command, timeout=120, **arguments):
+        """The whole answer, be it an error"""
+        self._send((command, arguments))
+        return self._answer(command, timeout)
 
     def qmp(self, command, **arguments):
         """Underscores in names of arguments stand for hyphens."""
@@ -158,11 +166,18 @@ class Machine:
             self.fail(f'{command}: {answer["error"]["desc"]}')
         return answer['return']
 
-    def hmp(self, line):
-        """A command of the human monitor's that says nothing if all is well"""
-        said = self.qmp('human-monitor-command', command_line=line)
-        if said.strip():
-            self.fail(f'{line}: {said.strip()}')
+    def hmp(self, *lines):
+        """
+        Commands of the human monitor's that say nothing if all is well. QEMU
+        does one after another, and need not wait for us between them.
+        """
+        self._send(*(('human-monitor-command', {'command-line': line})
+                     for line in lines))
+        for line in lines:
+            answer = self._answer(line, 120)
+            said = answer.get('return') or answer.get('error')
+            if said and str(said).strip():
+                self.fail(f'{line}: {said}')
 
     def wait_event(self, name, timeout=120, **data):
         """The time of the next event @name with that @data"""

@@ -182,7 +182,7 @@ class Plan:
                 self.effort.restores * (0.001 + n * 2e-6)),
                      disks, self.bench, n)
         self.add('a disk, requests in flight',
-                 1 + min(8 * self.effort.seconds, 10), in_flight, self.bench)
+                 2 + min(8 * self.effort.seconds, 40), in_flight, self.bench)
         self.add('a disk, ways back', 3 * (1 + self.effort.stock_seconds),
                  ways_back, self.bench)
         self.add('a disk, throughput', 15 + self.effort.fio *
