@@ -19,7 +19,7 @@
 /*
  * So much is copied by the thread pool, as it would read or write the image: in
  * the main loop, vCPUs would wait for the BQL.  With that, reads of 1 MiB had
- * 0.78 of the image's throughput, now 1.0 (scripts/bench --only throughput).
+ * 0.78 of the image's throughput, now 0.9 (scripts/bench --only throughput).
  */
 #define POOL_BYTES      (128 * KiB)
 
