@@ -147,7 +147,7 @@ class Machine:
         except OSError:
             self.fail(f'QEMU ended before {commands[0][0]}')
 
-    def _answer(self, command, timeout):
+    def _answer(self, command, timeout=120):
         while message := self._next_message(timeout):
             if 'return' in message or 'error' in message:
                 return message
@@ -158,13 +158,15 @@ class Machine:
         self._send((command, arguments))
         return self._answer(command, timeout)
 
-    def qmp(self, command, **arguments):
-        """Underscores in names of arguments stand for hyphens."""
-        arguments = {k.replace('_', '-'): v for k, v in arguments.items()}
-        answer = self.try_qmp(command, **arguments)
+    def _returned(self, command, answer):
         if 'error' in answer:
             self.fail(f'{command}: {answer["error"]["desc"]}')
         return answer['return']
+
+    def qmp(self, command, **arguments):
+        """Underscores in names of arguments stand for hyphens."""
+        arguments = {k.replace('_', '-'): v for k, v in arguments.items()}
+        return self._returned(command, self.try_qmp(command, **arguments))
 
     def hmp(self, *lines):
         """
@@ -174,10 +176,9 @@ class Machine:
         self._send(*(('human-monitor-command', {'command-line': line})
                      for line in lines))
         for line in lines:
-            answer = self._answer(line, 120)
-            said = answer.get('return') or answer.get('error')
-            if said and str(said).strip():
-                self.fail(f'{line}: {said}')
+            said = self._returned(line, self._answer(line))
+            if said.strip():
+                self.fail(f'{line}: {said.strip()}')
 
     def wait_event(self, name, timeout=120, **data):
         """The time of the next event @name with that @data"""
