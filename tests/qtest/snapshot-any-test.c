@@ -31,6 +31,7 @@
 #include "libqtest.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
+#include "contrib/ivshmem-server/ivshmem-server.h"
 #include "snapshot-any.h"
 
 /* How many inputs a device gets, and restores to see if memory grows. */
@@ -119,6 +120,9 @@ static const Rule property_rules[] = {
     { "canbus", "-object can-bus,id=b", ",canbus=b" },
     { "canbus0", "-object can-bus,id=b", ",canbus0=b,canbus1=b" },
     { "osk", "", ",osk=ourhardworkbythesewordsguardedpleasedontstealc" },
+    /* It waits for a server that greets it.  Only a master can be saved. */
+    { "ivshmem-doorbell", "-chardev socket,path=%s,id=c",
+      ",chardev=c,master=on" },
     { }
 };
 
@@ -165,6 +169,9 @@ static Shared *shared;
 static unsigned n_inputs, only_input, only_variant;
 static bool is_long, has_only_input, has_only_variant;
 static uint32_t seed;
+
+/* Where the device that is tested looks for its server, or NULL */
+static char *server_path;
 
 /* What hangs by itself is waited for once, not on each machine. */
 static GHashTable *hangs;
@@ -314,6 +321,36 @@ static void check_growth(SnapshotAny *a, const uint8_t *data, size_t size)
     outside_fail(a, text);
 }
 
+static void *serve(void *opaque)
+{
+    IvshmemServer *server = opaque;
+
+    for (;;) {
+        fd_set fds;
+        int end = 0;
+
+        FD_ZERO(&fds);
+        ivshmem_server_get_fds(server, &fds, &end);
+        if (select(end, &fds, NULL, NULL, NULL) > 0) {
+            ivshmem_server_handle_fds(server, &fds, end);
+        }
+    }
+    return NULL;
+}
+
+/* A server of ivshmem, which ends with this process; QEMU is its first peer. */
+static void start_server(const char *path)
+{
+    static IvshmemServer server;
+    g_autofree char *dir = g_path_get_dirname(path);
+
+    unlink(path);
+    g_assert_cmpint(ivshmem_server_init(&server, path, dir, false, MiB, 2,
+                                        false), ==, 0);
+    g_assert_cmpint(ivshmem_server_start(&server), ==, 0);
+    g_thread_unref(g_thread_new("server", serve, &server));
+}
+
 static G_NORETURN void session(const Case *c, const char *args,
                                uint32_t case_seed, unsigned first,
                                unsigned end, bool snapshots)
@@ -337,6 +374,9 @@ static G_NORETURN void session(const Case *c, const char *args,
     size_t size;
     unsigned i;
 
+    if (server_path) {
+        start_server(server_path);
+    }
     sigaction(SIGCHLD, &child, NULL);
     a.qts = qtest_init_without_qmp_handshake(args);
     sigaction(SIGABRT, &aborted, NULL);
@@ -493,7 +533,13 @@ static unsigned n_variants(const Device *d)
 static void add_rule(GString *args, GString *properties, const Rule *r,
                      const Device *d, const char *dir)
 {
-    if (strstr(r->args, "path=%s")) {
+    if (strstr(r->args, "socket,path=%s")) {
+        g_auto(GStrv) parts = g_strsplit(r->args, "%s", 2);
+
+        server_path = g_build_filename(dir, "server", NULL);
+        g_string_append_printf(args, " %s%s%s", parts[0], server_path,
+                               parts[1]);
+    } else if (strstr(r->args, "path=%s")) {
         g_autofree char *path = full_pipe(dir);
         g_auto(GStrv) parts = g_strsplit(r->args, "%s", 2);
 
@@ -519,6 +565,7 @@ static char *command_line(const Case *c, unsigned variant, const Rule *bus,
     g_autoptr(GString) properties = g_string_new(NULL);
     const Rule *r;
 
+    g_clear_pointer(&server_path, g_free);
     g_string_printf(args, "-M %s -m 2 -no-shutdown %s", c->machine,
                     d ? "-nodefaults" : "");
     if (!d) {
@@ -776,12 +823,21 @@ static QList *qom_list(QTestState *qts, const char *implements)
     return list;
 }
 
+/* One that is named itself needs that, whatever properties it has. */
 static void add_properties(QTestState *qts, Device *d)
 {
-    QDict *reply = qtest_qmp(qts, "{ 'execute': 'device-list-properties',"
-                             " 'arguments': { 'typename': %s } }", d->name);
+    const Rule *r;
+    QDict *reply;
     QListEntry *e;
 
+    for (r = property_rules; r->key; r++) {
+        if (!strcmp(r->key, d->name)) {
+            g_hash_table_add(d->properties, g_strdup(d->name));
+            return;
+        }
+    }
+    reply = qtest_qmp(qts, "{ 'execute': 'device-list-properties',"
+                      " 'arguments': { 'typename': %s } }", d->name);
     QLIST_FOREACH_ENTRY(qdict_get_qlist(reply, "return"), e) {
         QDict *property = qobject_to(QDict, qlist_entry_obj(e));
 

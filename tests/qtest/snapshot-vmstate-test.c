@@ -192,7 +192,8 @@ static void test_edu(const void *machine)
 
 /*
  * Catches: a factorial that is lost, or is not begun again; the result of one
- * that was begun after the save, in a machine that never asked for it.
+ * that was begun after the save, in a machine that never asked for it. Its
+ * thread may end it at any time: only what it ends with is looked at.
  */
 static void test_edu_factorial(const void *machine)
 {
@@ -206,6 +207,8 @@ static void test_edu_factorial(const void *machine)
     snapshot_save(vm, 0);
     for (i = 0; i < 4; i++) {
         edu_wait(&e);
+        g_assert_cmphex(edu_read(&e, EDU_STATUS), ==, EDU_IRQFACT);
+        g_assert_cmpuint(edu_read(&e, EDU_FACTORIAL), ==, 0);
         g_assert_cmphex(edu_read(&e, EDU_IRQ), ==, EDU_FACT_IRQ);
         edu_write(&e, EDU_LOWER, EDU_FACT_IRQ);
         edu_write(&e, EDU_STATUS, 0);
@@ -214,10 +217,6 @@ static void test_edu_factorial(const void *machine)
             edu_wait(&e);
         }
         restore(vm, i);
-        g_assert_cmphex(edu_read(&e, EDU_STATUS), ==,
-                        EDU_COMPUTING | EDU_IRQFACT);
-        g_assert_cmpuint(edu_read(&e, EDU_FACTORIAL), ==, slow);
-        g_assert_cmphex(edu_read(&e, EDU_IRQ), ==, 0);
     }
     edu_wait(&e);
     g_assert_cmpuint(edu_read(&e, EDU_FACTORIAL), ==, 0);
