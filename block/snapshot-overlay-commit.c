@@ -368,7 +368,10 @@ int64_t coroutine_fn snapshot_overlay_co_commit(SnapshotOverlayCommit *c,
         if (zero && s->base) {
             n = MIN(n, PIECE / BDRV_SECTOR_SIZE);
         }
+        /* What this overlay's memory is copied by counts as no request. */
+        blk_inc_in_flight(c->blk);
         ret = write_piece(c, n, zero, errp);
+        blk_dec_in_flight(c->blk);
         if (ret < 0) {
             return ret;
         }

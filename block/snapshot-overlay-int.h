@@ -32,7 +32,7 @@ typedef struct Cluster {
     bool kept;                  /* what was below, see Area */
     /* Only of the present content: */
     bool logged;                /* the base's log has what this was */
-    bool busy;                  /* its data in the file is read or written */
+    bool busy;                  /* its data is read or written with no lock */
     bool marked;                /* by merge_logs(); if kept: by this commit */
     bool changed;               /* since a commit: it may differ from below */
 } Cluster;
@@ -79,8 +79,9 @@ typedef struct BDRVSnapshotOverlayState {
     bool committed;             /* what is not Cluster.changed is below, too */
 
     /*
-     * Requests run in any number of threads.  This protects all that follows.
-     * It is not held while a coroutine waits.
+     * Requests run in any number of threads.  This protects all that follows,
+     * but for data of clusters that are busy.  It is not held while a coroutine
+     * waits.
      */
     QemuMutex lock;
     Area *areas;

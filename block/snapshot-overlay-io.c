@@ -10,10 +10,21 @@
 #include "qemu/iov.h"
 #include "qemu/units.h"
 #include "block/block-io.h"
+#include "block/thread-pool.h"
 #include "snapshot-overlay-int.h"
 
 /* What is written between less than this is read from below, not skipped */
 #define GAP_SECTORS     (64 * KiB / BDRV_SECTOR_SIZE)
+
+/*
+ * So much is copied by the thread pool, as it would read or write the image: in
+ * the main loop, vCPUs would wait for the BQL.  With that, reads of 1 MiB had
+ * 0.78 of the image's throughput, now 0.9 (scripts/bench --only throughput).
+ */
+#define POOL_BYTES      (128 * KiB)
+
+/* No more are copied in one go, so that a request needs no memory for that. */
+#define COPY_CLUSTERS   (1 * MiB / CLUSTER_SIZE)
 
 /* The file becomes longer by this. */
 #define SPILL_CLUSTERS  (1 * MiB / CLUSTER_SIZE)
@@ -51,17 +62,23 @@ static void cursor_init(Cursor *cursor, QEMUIOVector *qiov, size_t offset)
     cursor_advance(cursor, offset);
 }
 
-static void cursor_read(Cursor *cursor, void *buf, size_t bytes)
+static void cursor_read(const Cursor *cursor, void *buf, size_t bytes)
 {
     iov_to_buf(cursor->iov, cursor->niov, cursor->skip, buf, bytes);
 }
 
-/* ---- The file ---- */
+static void cursor_write(const Cursor *cursor, const void *buf, size_t bytes)
+{
+    iov_from_buf(cursor->iov, cursor->niov, cursor->skip, buf, bytes);
+}
 
 /*
- * Nobody else touches clusters that are busy: their data in the file is not
- * freed, and used for others, while it is read or written.
+ * ---- Clusters that are busy ----
+ *
+ * Nobody else changes them: their data is not freed, and used for others, while
+ * it is read or written without s->lock.
  */
+
 static void set_busy(BDRVSnapshotOverlayState *s, uint64_t cluster, uint64_t n)
 {
     for (uint64_t i = cluster; i < cluster + n; i++) {
@@ -77,6 +94,8 @@ static void coroutine_fn set_idle(BDRVSnapshotOverlayState *s,
     }
     qemu_co_queue_restart_all(&s->waiting);
 }
+
+/* ---- The file ---- */
 
 /* That the file cannot grow is no space for the guest, whatever limits it. */
 static int file_error(int ret)
@@ -338,6 +357,129 @@ out:
     return ret < 0 ? file_error(ret) : 0;
 }
 
+/* ---- Memory ---- */
+
+/* What is copied between a request and clusters that follow one another */
+typedef struct Copy {
+    Cursor cursor;
+    size_t bytes;
+    size_t skip;                /* of the first cluster */
+    bool is_write;
+    uint8_t *data[COPY_CLUSTERS];
+} Copy;
+
+static int copy_data(void *opaque)
+{
+    Copy *copy = opaque;
+    size_t skip = copy->skip, done, n;
+    uint8_t **data = copy->data;
+
+    for (done = 0; done < copy->bytes; done += n, skip = 0, data++) {
+        n = MIN(CLUSTER_SIZE - skip, copy->bytes - done);
+        if (copy->is_write) {
+            cursor_read(&copy->cursor, *data + skip, n);
+        } else {
+            cursor_write(&copy->cursor, *data + skip, n);
+        }
+        cursor_advance(&copy->cursor, n);
+    }
+    return 0;
+}
+
+/*
+ * Copy to or from the @n clusters at @cluster, which are not busy.  s->lock is
+ * held, but not all the time.
+ */
+static void coroutine_fn copy_clusters(BDRVSnapshotOverlayState *s, Copy *copy,
+                                       uint64_t cluster, uint64_t n)
+{
+    if (copy->bytes < POOL_BYTES) {
+        copy_data(copy);
+        return;
+    }
+    set_busy(s, cluster, n);
+    qemu_mutex_unlock(&s->lock);
+    thread_pool_submit_co(copy_data, copy);
+    qemu_mutex_lock(&s->lock);
+    set_idle(s, cluster, n);
+}
+
+/*
+ * Read at @sector, which is in memory and not busy, and what follows it there,
+ * up to @end.  Returns how many sectors.
+ */
+static uint64_t coroutine_fn
+read_memory(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
+            const Cursor *to)
+{
+    uint64_t first = sector / CLUSTER_SECTORS, n = 0, done = 0;
+    Copy copy = {
+        .cursor = *to,
+        .skip = sector % CLUSTER_SECTORS * BDRV_SECTOR_SIZE,
+    };
+
+    do {
+        Cluster *c;
+        Where where;
+        uint64_t more = overlay_next_run(s->areas, sector + done, end, &where,
+                                         &c);
+
+        /* Kept ones are never busy: they are read one by one. */
+        if (where != HERE || c->in_file || c->busy || (n && c->kept)) {
+            break;
+        }
+        copy.data[n++] = c->data;
+        done += more;
+        if (c->kept) {
+            break;
+        }
+    } while (n < COPY_CLUSTERS && sector + done < end &&
+             (sector + done) % CLUSTER_SECTORS == 0);
+
+    copy.bytes = done * BDRV_SECTOR_SIZE;
+    copy_clusters(s, &copy, first, n);
+    return done;
+}
+
+/*
+ * Write whole clusters at @sector, if there are enough for the thread pool, as
+ * long as there is room in memory.  Returns how many sectors, or 0.
+ */
+static uint64_t coroutine_fn
+write_memory(BDRVSnapshotOverlayState *s, uint64_t sector, uint64_t end,
+             const Cursor *from)
+{
+    uint64_t first = sector / CLUSTER_SECTORS, n;
+    uint64_t max = MIN((end - sector) / CLUSTER_SECTORS, COPY_CLUSTERS);
+    Copy copy = { .cursor = *from, .is_write = true };
+
+    if (sector % CLUSTER_SECTORS || max * CLUSTER_SIZE < POOL_BYTES) {
+        return 0;
+    }
+    for (n = 0; n < max; n++) {
+        Cluster *c = overlay_find_or_create(
+            &s->areas[(first + n) / AREA_CLUSTERS].clusters, first + n);
+
+        if (!c || c->busy) {
+            break;
+        }
+        copy.data[n] = c->valid && !c->in_file && !is_shared(s, c) ? c->data :
+            overlay_alloc_data(s);
+        if (!copy.data[n]) {
+            break;
+        }
+    }
+    copy.bytes = n * CLUSTER_SIZE;
+    copy_clusters(s, &copy, first, n);
+    for (uint64_t i = 0; i < n; i++) {
+        const Cluster new = { .data = copy.data[i], .valid = ALL_SECTORS };
+        uint64_t key = cluster_key(first + i);
+
+        overlay_change(s, key, find(s->areas, key), &new);
+    }
+    return n * CLUSTER_SECTORS;
+}
+
 /* ---- Requests ---- */
 
 /*
@@ -405,10 +547,11 @@ snapshot_overlay_co_preadv_part(BlockDriverState *bs, int64_t offset,
             if (ret < 0) {
                 break;
             }
+        } else if (where == HERE && c->busy) {
+            qemu_co_queue_wait(&s->waiting, &s->lock);
+            ret = 0;
         } else if (where == HERE) {
-            iov_from_buf(to.iov, to.niov, to.skip, c->data +
-                         sector % CLUSTER_SECTORS * BDRV_SECTOR_SIZE,
-                         ret * BDRV_SECTOR_SIZE);
+            ret = read_memory(s, sector, end, &to);
         }
         cursor_advance(&to, ret * BDRV_SECTOR_SIZE);
     }
@@ -542,7 +685,10 @@ write_or_zero(BlockDriverState *bs, int64_t offset, int64_t bytes,
             zero_area(s, sector / AREA_SECTORS);
             n = area_end - sector;
         } else {
-            n = write_cluster(s, sector, end, from);
+            n = from ? write_memory(s, sector, end, from) : 0;
+            if (!n) {
+                n = write_cluster(s, sector, end, from);
+            }
             if (n < 0) {
                 break;
             }

@@ -330,32 +330,94 @@ typedef struct Piece {
     enum { WRITE, WRITE_ZEROES, READ, PIECES } what;
     uint8_t *data;
     QEMUIOVector qiov;
-    int ret;
+    bool zeroed;                /* at the same time */
+    int ret;                    /* the worst, then */
 } Piece;
 
 static void piece_done(void *opaque, int ret)
 {
-    ((Piece *)opaque)->ret = ret;
+    Piece *p = opaque;
+
+    p->ret = p->ret == -EINPROGRESS ? ret : MIN(p->ret, ret);
+}
+
+static void piece_read(Piece *p, Model *m, int64_t offset, int64_t bytes)
+{
+    *p = (Piece) {
+        .m = m,
+        .offset = offset,
+        .bytes = bytes,
+        .what = READ,
+        .data = g_malloc0(bytes),
+        .ret = -EINPROGRESS,
+    };
+    qemu_iovec_init_buf(&p->qiov, p->data, bytes);
+    blk_aio_preadv(m->blk, offset, &p->qiov, 0, piece_done, p);
+}
+
+/* What is there of sectors when several requests for them are in flight */
+typedef struct Racing {
+    int64_t start;
+    int64_t bytes;
+    uint8_t *before;
+    uint8_t *wanted;
+    bool *zeroed;               /* by sector: this, too */
+} Racing;
+
+/* Each sector is as it was before, or as it is to be. */
+static void check_racing(const Racing *r, int64_t offset, int64_t bytes,
+                         const uint8_t *data)
+{
+    offset -= r->start;
+    for (int64_t i = 0; i < bytes; i += SECTOR) {
+        int64_t at = offset + i;
+
+        if (memcmp(data + i, r->before + at, SECTOR) &&
+            !(r->zeroed[at / SECTOR] && buffer_is_zero(data + i, SECTOR))) {
+            g_assert_cmpmem(data + i, SECTOR, r->wanted + at, SECTOR);
+        }
+    }
+}
+
+/* Written and zeroed at the same time: each sector is one or the other. */
+static void take_zeroed(Model *m, Piece *p)
+{
+    g_assert_cmpint(blk_pread(m->blk, p->offset, p->bytes, m->buf, 0), ==, 0);
+    for (int64_t i = 0; i < p->bytes; i += SECTOR) {
+        if (buffer_is_zero(m->buf + i, SECTOR)) {
+            memset(p->data + i, 0, SECTOR);
+        } else if (!m->may_fail) {
+            g_assert_cmpmem(m->buf + i, SECTOR, p->data + i, SECTOR);
+        }
+    }
 }
 
 /*
  * Requests for neighbours, of the same clusters too, that are in flight at the
- * same time. Catches one that undoes what another does to the same cluster
- * while it waits for the file.
+ * same time, and two that read all of that. Catches one that undoes what
+ * another does to the same cluster while it waits for the file, or for threads
+ * that copy, and a read that goes on in memory which is another cluster's
+ * meanwhile.
  */
 static void do_many(Model *m)
 {
-    Piece pieces[12];
+    Piece pieces[12], reads[2];
+    /* With long ones, for which threads copy, it is all of the disk. */
+    const bool is_long = below(m, 20) == 0;
+    const int most = is_long ? 340 : 24;
+    bool zero_area = is_long && below(m, 4) == 0;
     int64_t sectors = m->size / SECTOR;
-    int64_t sector = below(m, sectors - ARRAY_SIZE(pieces) * 24);
+    int64_t sector = below(m, sectors - ARRAY_SIZE(pieces) * most);
+    Racing r = { };
     int i;
 
     if (below(m, 2)) {
         sector %= 40 * CLUSTER / SECTOR;
     }
+    r.start = sector * SECTOR;
     for (i = 0; i < ARRAY_SIZE(pieces); i++) {
         Piece *p = &pieces[i];
-        int64_t n = below(m, 24) + 1;
+        int64_t n = below(m, most) + 1;
 
         *p = (Piece) {
             .m = m,
@@ -368,15 +430,43 @@ static void do_many(Model *m)
         sector += n;
         if (p->what == WRITE) {
             fill(m, p->data, p->bytes);
+            p->zeroed = below(m, 4) == 0;
         }
         qemu_iovec_init_buf(&p->qiov, p->data, p->bytes);
     }
+    r.bytes = sector * SECTOR - r.start;
+    r.before = g_memdup2(m->present + r.start, r.bytes);
+    r.wanted = g_memdup2(m->present + r.start, r.bytes);
+    r.zeroed = g_new0(bool, r.bytes / SECTOR);
+    for (i = 0; i < ARRAY_SIZE(pieces); i++) {
+        Piece *p = &pieces[i];
+        int64_t at = p->offset - r.start;
+
+        if (p->what != READ) {
+            memcpy(r.wanted + at, p->data, p->bytes);
+        }
+        memset(&r.zeroed[at / SECTOR], p->zeroed, p->bytes / SECTOR);
+    }
+    for (i = 0; zero_area && r.start + i * SECTOR < AREA &&
+         i < r.bytes / SECTOR; i++) {
+        r.zeroed[i] = true;
+    }
+    if (is_long && below(m, 2)) {
+        /* So that the first read need not wait for the image */
+        blk_pwrite(m->blk, r.start, r.bytes, r.before, 0);
+    }
+
+    piece_read(&reads[0], m, r.start, r.bytes);
     for (i = 0; i < ARRAY_SIZE(pieces); i++) {
         Piece *p = &pieces[i];
 
         switch (p->what) {
         case WRITE:
             blk_aio_pwritev(m->blk, p->offset, &p->qiov, 0, piece_done, p);
+            if (p->zeroed) {
+                blk_aio_pwrite_zeroes(m->blk, p->offset, p->bytes, 0,
+                                      piece_done, p);
+            }
             break;
         case WRITE_ZEROES:
             blk_aio_pwrite_zeroes(m->blk, p->offset, p->bytes, 0, piece_done,
@@ -387,19 +477,39 @@ static void do_many(Model *m)
             break;
         }
     }
+    if (zero_area) {
+        Piece area = { .ret = -EINPROGRESS };
+
+        blk_aio_pwrite_zeroes(m->blk, 0, AREA, 0, piece_done, &area);
+        blk_drain(m->blk);
+        g_assert_cmpint(area.ret, ==, 0);
+        memset(m->present, 0, AREA);
+    }
+    piece_read(&reads[1], m, r.start, r.bytes);
     blk_drain(m->blk);
+
+    for (i = 0; i < ARRAY_SIZE(reads); i++) {
+        g_assert_cmpint(reads[i].ret, >=, 0);
+        check_racing(&r, r.start, r.bytes, reads[i].data);
+        g_free(reads[i].data);
+    }
     for (i = 0; i < ARRAY_SIZE(pieces); i++) {
         Piece *p = &pieces[i];
 
         if (p->what == READ) {
             g_assert_cmpint(p->ret, >=, 0);
-            g_assert_cmpmem(p->data, p->bytes, m->present + p->offset,
-                            p->bytes);
+            check_racing(&r, p->offset, p->bytes, p->data);
         } else {
+            if (p->zeroed || zero_area) {
+                take_zeroed(m, p);
+            }
             changed(m, MIN(p->ret, 0), p->offset, p->bytes, p->data);
         }
         g_free(p->data);
     }
+    g_free(r.before);
+    g_free(r.wanted);
+    g_free(r.zeroed);
 }
 
 static void do_save(Model *m)
@@ -1679,39 +1789,49 @@ static void test_export_discarded(void)
     check_image();
 }
 
-typedef struct ExportJob {
+/* An export, or a commit */
+typedef struct StepsJob {
     Job common;
     Export *e;
-} ExportJob;
+    SnapshotOverlayCommit *c;
+} StepsJob;
 
-static int coroutine_fn export_job_run(Job *common, Error **errp)
+static int coroutine_fn steps_job_run(Job *common, Error **errp)
 {
-    ExportJob *job = container_of(common, ExportJob, common);
+    StepsJob *job = container_of(common, StepsJob, common);
     int64_t n;
 
     do {
         job_sleep_ns(common, 0);
-        n = snapshot_overlay_co_export(job->e->x, &error_abort);
-        job->e->bytes -= n;
+        n = job->e ? snapshot_overlay_co_export(job->e->x, &error_abort) :
+            snapshot_overlay_co_commit(job->c, &error_abort);
         job_progress_update(common, n);
     } while (n);
     return 0;
 }
 
-static void export_job_clean(Job *common)
+static void steps_job_clean(Job *common)
 {
-    ExportJob *job = container_of(common, ExportJob, common);
+    StepsJob *job = container_of(common, StepsJob, common);
 
     /* This may be in a drained section, too. */
-    snapshot_overlay_export_end(job->e->x);
+    if (job->e) {
+        snapshot_overlay_export_end(job->e->x);
+    }
 }
 
-static const JobDriver export_job_driver = {
-    .instance_size = sizeof(ExportJob),
+static const JobDriver steps_job_driver = {
+    .instance_size = sizeof(StepsJob),
     .job_type = JOB_TYPE_CREATE,
-    .run = export_job_run,
-    .clean = export_job_clean,
+    .run = steps_job_run,
+    .clean = steps_job_clean,
 };
+
+static StepsJob *steps_job_create(void)
+{
+    return job_create("steps", &steps_job_driver, NULL, qemu_get_aio_context(),
+                      JOB_MANUAL_DISMISS, NULL, NULL, &error_abort);
+}
 
 static bool is_completed(Job *job)
 {
@@ -1724,13 +1844,52 @@ static bool is_completed(Job *job)
  * to rest then, and goes on afterwards. Catches one that waits for the end of
  * the section, while that waits for the job; and one that goes on.
  */
+static void steps_job_drained(StepsJob *job, BlockBackend *blk,
+                              SnapshotOverlaySlot *slot)
+{
+    const uint8_t data = 0;
+    unsigned drained = 0;
+
+    job_start(&job->common);
+    while (!is_completed(&job->common)) {
+        uint64_t current;
+
+        bdrv_drain_all_begin();
+        if (slot) {
+            snapshot_overlay_restore(slot);
+        }
+        current = qatomic_read(&job->common.progress.current);
+        for (int i = 0; i < 20; i++) {
+            g_usleep(100);
+            aio_poll(qemu_get_aio_context(), false);
+        }
+        g_assert_cmpint(qatomic_read(&job->common.progress.current), ==,
+                         current);
+        bdrv_drain_all_end();
+        drained += current && current < DISK_SIZE;
+        if (slot) {
+            g_assert_cmpint(blk_pwrite(blk, 0, 1, &data, 0), ==, 0);
+        }
+        aio_poll(qemu_get_aio_context(), false);
+    }
+    g_assert_cmpuint(drained, >, 1);
+}
+
+static void steps_job_dismiss(StepsJob *job)
+{
+    Job *common = &job->common;
+
+    JOB_LOCK_GUARD();
+    g_assert_cmpint(common->ret, ==, 0);
+    job_dismiss_locked(&common, &error_abort);
+}
+
 static void test_export_job(void)
 {
     BlockBackend *blk;
     g_autofree uint8_t *content = NULL;
     SnapshotOverlaySlot *slot;
-    unsigned drained = 0;
-    ExportJob *job;
+    StepsJob *job;
     Export *e;
 
     create_image(EXPORT_AREAS);
@@ -1743,37 +1902,11 @@ static void test_export_job(void)
     slot = snapshot_overlay_save(blk_bs(blk));
     g_assert_cmpint(blk_pwrite_zeroes(blk, 0, DISK_SIZE, 0), ==, 0);
 
-    job = job_create("export", &export_job_driver, NULL,
-                     qemu_get_aio_context(), JOB_MANUAL_DISMISS, NULL, NULL,
-                     &error_abort);
+    job = steps_job_create();
     e = job->e = export_new(slot, content, DISK_SIZE, &job->common);
     job_progress_set_remaining(&job->common, e->bytes);
-    job_start(&job->common);
-    while (!is_completed(&job->common)) {
-        uint64_t current;
-
-        bdrv_drain_all_begin();
-        snapshot_overlay_restore(slot);
-        current = qatomic_read(&job->common.progress.current);
-        for (int i = 0; i < 20; i++) {
-            g_usleep(100);
-            aio_poll(qemu_get_aio_context(), false);
-        }
-        g_assert_cmpuint(qatomic_read(&job->common.progress.current), ==,
-                         current);
-        bdrv_drain_all_end();
-        drained += current && current < DISK_SIZE;
-        g_assert_cmpint(blk_pwrite(blk, 0, 1, content, 0), ==, 0);
-        aio_poll(qemu_get_aio_context(), false);
-    }
-    g_assert_cmpuint(drained, >, 1);
-    WITH_JOB_LOCK_GUARD() {
-        Job *common = &job->common;
-
-        g_assert_cmpint(common->ret, ==, 0);
-        job_dismiss_locked(&common, &error_abort);
-    }
-    g_assert_cmpuint(e->bytes, ==, 0);
+    steps_job_drained(job, blk, slot);
+    steps_job_dismiss(job);
     check_content(e->filename, content, DISK_SIZE);
     g_assert_cmpint(g_unlink(e->filename), ==, 0);
     g_free(e->filename);
@@ -1781,6 +1914,35 @@ static void test_export_job(void)
     g_free(e);
     snapshot_overlay_discard(slot);
     blk_unref(blk);
+    create_image(1);
+}
+
+/* What is in memory, and copied by the thread pool for it */
+static void test_commit_job(void)
+{
+    BlockBackend *blk;
+    g_autofree uint8_t *content = NULL;
+    g_autofree char *found = NULL;
+    StepsJob *job;
+    gsize length;
+
+    create_image(EXPORT_AREAS);
+    content = g_malloc(DISK_SIZE);
+    memset(content, 3, DISK_SIZE);
+    blk = open_blk(overlay_options(64 * MiB));
+    g_assert_cmpint(blk_pwrite(blk, 0, DISK_SIZE, content, 0), ==, 0);
+
+    job = steps_job_create();
+    job->c = snapshot_overlay_commit_begin(blk_bs(blk), &job->common,
+                                           &error_abort);
+    job_progress_set_remaining(&job->common,
+                               snapshot_overlay_commit_bytes(job->c));
+    steps_job_drained(job, blk, NULL);
+    snapshot_overlay_commit_end(job->c);
+    steps_job_dismiss(job);
+    blk_unref(blk);
+    g_assert_true(g_file_get_contents(image, &found, &length, NULL));
+    g_assert_cmpmem(found, length, content, DISK_SIZE);
     create_image(1);
 }
 
@@ -2008,6 +2170,7 @@ typedef struct Worker {
 } Worker;
 
 #define WORKER_SIZE     (64 * CLUSTER)
+#define LONG_SIZE       (512 * KiB)     /* behind that */
 
 /* Writes, zeroes and reads sectors, of clusters that another one uses too */
 static void coroutine_fn worker(void *opaque)
@@ -2043,6 +2206,40 @@ static void coroutine_fn worker(void *opaque)
 }
 
 /*
+ * Writes and reads what the thread pool copies, as another one does in the same
+ * place: each sector is of one write.
+ */
+static void coroutine_fn long_worker(void *opaque)
+{
+    Worker *w = opaque;
+    g_autoptr(GRand) rand = g_rand_new_with_seed(w->nr);
+    g_autofree uint8_t *data = g_malloc(LONG_SIZE);
+
+    for (int i = 0; i < 2000; i++) {
+        bool is_short = g_rand_int_range(rand, 0, 4) == 0;
+        int64_t offset = g_rand_int_range(rand, 0, LONG_SIZE / CLUSTER / 2) *
+            CLUSTER;
+        int64_t bytes = is_short ? CLUSTER : g_rand_int_range(
+            rand, LONG_SIZE / CLUSTER / 2, (LONG_SIZE - offset) / CLUSTER + 1) *
+            CLUSTER;
+
+        if (g_rand_boolean(rand)) {
+            memset(data, i, bytes);
+            g_assert_cmpint(blk_co_pwrite(w->blk, WORKER_SIZE + offset, bytes,
+                                          data, 0), ==, 0);
+        } else {
+            g_assert_cmpint(blk_co_pread(w->blk, WORKER_SIZE + offset, bytes,
+                                         data, 0), ==, 0);
+            for (int64_t j = 0; j < bytes; j += SECTOR) {
+                g_assert_true(!memcmp(data + j, data + j + 1, SECTOR - 1));
+            }
+        }
+    }
+    qatomic_set(&w->done, true);
+    aio_wait_kick();
+}
+
+/*
  * As iothread-vq-mapping has it, and a slot is exported meanwhile. Catches what
  * is not protected by the lock, or lets go of it while it is needed, and data
  * of a slot that is changed.
@@ -2051,36 +2248,42 @@ static void test_threads(void)
 {
     for (int in_file = 0; in_file < 2; in_file++) {
         BlockBackend *blk = open_blk(overlay_options(in_file ? 0 : 1 * GiB));
-        IOThread *threads[2] = { iothread_new(), iothread_new() };
-        Worker workers[2];
+        IOThread *threads[4];
+        Worker workers[4];
         g_autofree uint8_t *saved = g_memdup2(image_content, DISK_SIZE);
         SnapshotOverlaySlot *slot;
         unsigned exported = 0;
+        bool done;
 
         /* What the workers write to all the time */
-        memset(saved + SECTOR, 7, WORKER_SIZE - SECTOR);
-        g_assert_cmpint(blk_pwrite(blk, SECTOR, WORKER_SIZE - SECTOR,
-                                   saved + SECTOR, 0), ==, 0);
+        memset(saved + SECTOR, 7, WORKER_SIZE + LONG_SIZE - SECTOR);
+        g_assert_cmpint(blk_pwrite(blk, SECTOR, WORKER_SIZE + LONG_SIZE -
+                                   SECTOR, saved + SECTOR, 0), ==, 0);
         slot = snapshot_overlay_save(blk_bs(blk));
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < ARRAY_SIZE(workers); i++) {
+            threads[i] = iothread_new();
             workers[i] = (Worker) {
                 .blk = blk,
                 .nr = i,
                 .content = g_memdup2(saved, WORKER_SIZE),
             };
             aio_co_enter(iothread_get_aio_context(threads[i]),
-                         qemu_coroutine_create(worker, &workers[i]));
+                         qemu_coroutine_create(i < 2 ? worker : long_worker,
+                                               &workers[i]));
         }
-        while (!qatomic_read(&workers[0].done) ||
-               !qatomic_read(&workers[1].done)) {
+        do {
             Export *e = export_new(slot, saved, DISK_SIZE, NULL);
 
             g_assert_cmpint(export_all(e), ==, 0);
             export_free(e);
             exported++;
-        }
+            done = true;
+            for (int i = 0; i < ARRAY_SIZE(workers); i++) {
+                done = done && qatomic_read(&workers[i].done);
+            }
+        } while (!done);
         g_assert_cmpuint(exported, >, 0);
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < ARRAY_SIZE(workers); i++) {
             iothread_join(threads[i]);
             g_free(workers[i].content);
         }
@@ -2294,6 +2497,7 @@ int main(int argc, char **argv)
     }
     g_test_add_func("/snapshot-overlay/no-space", test_no_space);
     g_test_add_func("/snapshot-overlay/commit/no-space", test_commit_no_space);
+    g_test_add_func("/snapshot-overlay/commit/job", test_commit_job);
     g_test_add_func("/snapshot-overlay/commit/kept", test_commit_kept);
     g_test_add_func("/snapshot-overlay/commit/discarded",
                     test_commit_discarded);
