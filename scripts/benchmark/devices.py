@@ -50,7 +50,9 @@ def ask(qemu, *paths):
     if not started and not skipped:
         raise BenchError(f'{program(qemu)} found no device:\n'
                          f'{done.stdout[-500:]}')
-    return {name: args for args, name in started}, skipped
+    # The back end at a path was the test's own, and is gone.
+    return {name: args for args, name in started
+            if 'path=' not in args}, skipped
 
 
 def find(qemu, cache):

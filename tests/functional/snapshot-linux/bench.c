@@ -28,6 +28,7 @@
 #include <sys/io.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "snapshot.h"
 
@@ -93,6 +94,22 @@ static bool do_work(Work *w)
                                     : write(w->fd, buffer, PAGE) > 0;
 }
 
+/*
+ * A timer that is due soon after the save is so in each run, which takes several
+ * times as long.  So what has been started comes to its end, and then the
+ * kernel's next tick is milliseconds away.
+ */
+static void wait_for_quiet(void)
+{
+    struct timespec before, now;
+
+    usleep(300000);
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &before);
+    do {
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    } while (now.tv_nsec == before.tv_nsec);
+}
+
 static int restore(unsigned pages, unsigned mark, Work *w)
 {
     struct snapshot s;
@@ -104,6 +121,7 @@ static int restore(unsigned pages, unsigned mark, Work *w)
     }
     n = snapshot_open(&s);
     if (n == 0) {
+        wait_for_quiet();
         n = snapshot_save(&s, 0);
     }
     if (n < 0) {
