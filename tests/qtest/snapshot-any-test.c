@@ -35,7 +35,7 @@
 #include "snapshot-any.h"
 
 /* How many inputs a device gets, and restores to see if memory grows. */
-#define INPUTS          5
+#define INPUTS          3
 #define RESTORES        80
 #define RESTORES_LONG   1000
 
