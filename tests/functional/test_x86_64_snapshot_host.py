@@ -4,6 +4,7 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import errno
 import os
 from pathlib import Path
 import re
@@ -22,12 +23,25 @@ class Echo:
     """Sends back what comes, by TCP and UDP, on the same port of this host."""
 
     def __init__(self):
+        # Somebody else may have that port of UDP.
+        while not self.bind():
+            pass
+        for target in self.accept, self.answer_datagrams:
+            threading.Thread(target=target, daemon=True).start()
+
+    def bind(self):
         self.tcp = socket.create_server(('127.0.0.1', 0), backlog=64)
         self.port = self.tcp.getsockname()[1]
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(('127.0.0.1', self.port))
-        for target in self.accept, self.answer_datagrams:
-            threading.Thread(target=target, daemon=True).start()
+        try:
+            self.udp.bind(('127.0.0.1', self.port))
+        except OSError as e:
+            self.udp.close()
+            self.tcp.close()
+            if e.errno != errno.EADDRINUSE:
+                raise
+            return False
+        return True
 
     def accept(self):
         while True:
