@@ -95,9 +95,9 @@ static bool do_work(Work *w)
 }
 
 /*
- * A timer that is due soon after the save is so in each run, which takes several
- * times as long.  So what has been started comes to its end, and then the
- * kernel's next tick is milliseconds away.
+ * A timer that is due soon after the save is so in each run, which takes
+ * several times as long.  So what has been started comes to its end, and then
+ * the kernel's next tick is milliseconds away.
  */
 static void wait_for_quiet(void)
 {
