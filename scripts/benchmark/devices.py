@@ -50,9 +50,7 @@ def ask(qemu, *paths):
     if not started and not skipped:
         raise BenchError(f'{program(qemu)} found no device:\n'
                          f'{done.stdout[-500:]}')
-    # The back end at a path was the test's own, and is gone.
-    return {name: args for args, name in started
-            if 'path=' not in args}, skipped
+    return {name: args for args, name in started}, skipped
 
 
 def find(qemu, cache):
