@@ -85,7 +85,9 @@ typedef struct BDRVSnapshotOverlayState {
      */
     QemuMutex lock;
     Area *areas;
+    GPtrArray *chunks;          /* of memory, which data is in */
     GPtrArray *spare;           /* data that is not in use */
+    guint emptied;              /* so many of them the host has back */
     uint64_t data;              /* clusters in memory, with those in @spare */
     uint64_t clusters;          /* of the present content: not as below */
     uint64_t zeroed;            /* the same, of areas */
@@ -152,9 +154,6 @@ Cluster *overlay_find_or_create(Cluster **clusters, uint64_t cluster);
 
 /** overlay_alloc_data: returns %NULL if there is no room in memory */
 uint8_t *overlay_alloc_data(BDRVSnapshotOverlayState *s);
-
-/** overlay_free_spare: give memory that is not in use back to the host */
-void overlay_free_spare(BDRVSnapshotOverlayState *s);
 
 void overlay_free_in_file(BDRVSnapshotOverlayState *s, int64_t offset);
 

@@ -18,8 +18,17 @@
 #include <zlib.h>
 #include "qemu/bitmap.h"
 #include "qemu/host-utils.h"
+#include "qemu/madvise.h"
+#include "qemu/memalign.h"
+#include "qemu/units.h"
 #include "block/dirty-bitmap.h"
 #include "snapshot-overlay-int.h"
+
+/*
+ * Memory is allocated by the huge page, so that it needs few faults and few
+ * entries of a TLB.
+ */
+#define CHUNK_CLUSTERS  (2 * MiB / CLUSTER_SIZE)
 
 /* ---- Clusters and their versions; all with s->lock held ---- */
 
@@ -31,20 +40,36 @@ Cluster *overlay_find_or_create(Cluster **clusters, uint64_t cluster)
     return *clusters ? &(*clusters)[cluster % AREA_CLUSTERS] : NULL;
 }
 
+static bool add_chunk(BDRVSnapshotOverlayState *s)
+{
+    uint64_t n = MIN(s->max_data - s->data, CHUNK_CLUSTERS);
+    uint8_t *chunk = n ? qemu_try_memalign(CHUNK_CLUSTERS * CLUSTER_SIZE,
+                                           n * CLUSTER_SIZE) : NULL;
+
+    if (!chunk) {
+        return false;
+    }
+    /* Many a machine writes little, and there may be hundreds of them. */
+    if (s->chunks->len) {
+        qemu_madvise(chunk, n * CLUSTER_SIZE, QEMU_MADV_HUGEPAGE);
+    }
+    g_ptr_array_add(s->chunks, chunk);
+    s->data += n;
+    while (n--) {
+        g_ptr_array_add(s->spare, chunk + n * CLUSTER_SIZE);
+    }
+    return true;
+}
+
 uint8_t *overlay_alloc_data(BDRVSnapshotOverlayState *s)
 {
     uint8_t *data;
 
-    if (s->spare->len) {
-        return g_ptr_array_remove_index_fast(s->spare, s->spare->len - 1);
-    }
-    if (s->data >= s->max_data) {
+    if (!s->spare->len && !add_chunk(s)) {
         return NULL;
     }
-    data = g_try_malloc(CLUSTER_SIZE);
-    if (data) {
-        s->data++;
-    }
+    data = g_ptr_array_remove_index_fast(s->spare, s->spare->len - 1);
+    s->emptied = MIN(s->emptied, s->spare->len);
     return data;
 }
 
@@ -369,13 +394,30 @@ uint64_t snapshot_overlay_restore(SnapshotOverlaySlot *slot)
     return n;
 }
 
-void overlay_free_spare(BDRVSnapshotOverlayState *s)
+/* The last first, as overlay_alloc_data() takes them from the end */
+static int compare_addresses(const void *a, const void *b)
 {
-    s->data -= s->spare->len;
-    for (guint i = 0; i < s->spare->len; i++) {
-        g_free(g_ptr_array_index(s->spare, i));
+    uintptr_t x = *(const uintptr_t *)a, y = *(const uintptr_t *)b;
+
+    return (x < y) - (x > y);
+}
+
+/* Give memory that is not in use back to the host, but keep its addresses. */
+static void empty_spare(BDRVSnapshotOverlayState *s)
+{
+    uint8_t **data = (uint8_t **)s->spare->pdata + s->emptied;
+    uint8_t **stop = (uint8_t **)s->spare->pdata + s->spare->len;
+
+    qsort(data, stop - data, sizeof(*data), compare_addresses);
+    while (data < stop) {
+        uint8_t *start = *data, *end = start + CLUSTER_SIZE;
+
+        while (++data < stop && *data == start - CLUSTER_SIZE) {
+            start = *data;
+        }
+        qemu_madvise(start, end - start, QEMU_MADV_DONTNEED);
     }
-    g_ptr_array_set_size(s->spare, 0);
+    s->emptied = s->spare->len;
 }
 
 void overlay_set_committed(BDRVSnapshotOverlayState *s)
@@ -459,7 +501,7 @@ static void remove_and_free(BDRVSnapshotOverlayState *s,
         if (s->committed) {
             forget_committed(s);
         }
-        overlay_free_spare(s);
+        empty_spare(s);
     }
 }
 
@@ -577,7 +619,11 @@ void overlay_forget(BDRVSnapshotOverlayState *s)
     s->clusters = 0;
     s->zeroed = 0;
     s->kept = 0;
-    overlay_free_spare(s);
+    assert(s->spare->len == s->data);
+    g_ptr_array_set_size(s->spare, 0);
+    g_ptr_array_set_size(s->chunks, 0);
+    s->emptied = 0;
+    s->data = 0;
 }
 
 void overlay_close_slots(BDRVSnapshotOverlayState *s)

@@ -17,6 +17,7 @@
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
+#include "qemu/memalign.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
 #include "qemu/units.h"
@@ -259,6 +260,7 @@ static void snapshot_overlay_close(BlockDriverState *bs)
     overlay_close_slots(s);
     overlay_forget(s);
     g_ptr_array_unref(s->spare);
+    g_ptr_array_unref(s->chunks);
     g_free(s->areas);
     g_free(s->in_use);
     qemu_mutex_destroy(&s->lock);
@@ -281,6 +283,7 @@ static int snapshot_overlay_open(BlockDriverState *bs, QDict *options,
     qemu_co_queue_init(&s->waiting);
     QLIST_INIT(&s->slots);
     s->spare = g_ptr_array_new();
+    s->chunks = g_ptr_array_new_with_free_func(qemu_vfree);
 
     opts = qemu_opts_create(&runtime_opts, NULL, 0, &error_abort);
     if (!qemu_opts_absorb_qdict(opts, options, errp)) {

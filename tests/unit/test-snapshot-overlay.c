@@ -1355,6 +1355,74 @@ static void test_flat(void)
     check_image();
 }
 
+/* Bytes of memory that the process has; 0: the host does not tell */
+static size_t resident(void)
+{
+    g_autofree char *text = NULL;
+    unsigned long pages;
+
+    if (!g_file_get_contents("/proc/self/statm", &text, NULL, NULL)) {
+        return 0;
+    }
+    g_assert_cmpint(sscanf(text, "%*u %lu", &pages), ==, 1);
+    return pages * qemu_real_host_page_size();
+}
+
+/*
+ * The host has the memory back of what the last slot alone needed, and that of
+ * what stays is left alone, cluster by cluster. Catches memory that is only
+ * given back when the node is closed, and too much of it.
+ */
+static void test_given_back(void)
+{
+    const size_t size = 32 * MiB;
+    size_t before = resident();
+    QDict *options;
+    g_autofree uint8_t *data = g_malloc(size);
+    g_autofree uint8_t *expected = g_malloc0(size);
+    BlockStatsSpecificSnapshotOverlay stats;
+    SnapshotOverlaySlot *slot;
+    BlockBackend *blk;
+
+    if (!before) {
+        g_test_skip("no /proc/self/statm");
+        return;
+    }
+    options = qdict_new();
+    qdict_put_str(options, "driver", "snapshot-overlay");
+    qdict_put_str(options, "overlay-dir", dir);
+    qdict_put_str(options, "file.driver", "null-co");
+    qdict_put_int(options, "file.size", size);
+    qdict_put_str(options, "file.read-zeroes", "on");
+    blk = open_blk(options);
+
+    memset(data, 1, size);
+    before = resident();
+    g_assert_cmpint(blk_pwrite(blk, 0, size, data, 0), ==, 0);
+    slot = snapshot_overlay_save(blk_bs(blk));
+    for (size_t i = 0; i < size / 4; i += 2 * CLUSTER) {
+        memset(expected + i, 1, CLUSTER);
+        g_assert_cmpint(blk_pwrite_zeroes(blk, i + CLUSTER, CLUSTER, 0), ==, 0);
+    }
+    g_assert_cmpint(blk_pwrite_zeroes(blk, size / 4, size / 4 * 3, 0), ==, 0);
+    g_assert_cmpuint(resident() - before, >=, size);
+
+    snapshot_overlay_discard(slot);
+    g_assert_cmpuint(resident() - before, <, size / 2);
+    snapshot_overlay_query(blk_bs(blk), &stats);
+    g_assert_cmpuint(stats.memory_bytes, ==, size / 8);
+    g_assert_cmpint(blk_pread(blk, 0, size, data, 0), ==, 0);
+    g_assert_cmpmem(data, size, expected, size);
+
+    /* What was given back can be written to again. */
+    memset(data, 3, size);
+    g_assert_cmpint(blk_pwrite(blk, 0, size, data, 0), ==, 0);
+    memset(expected, 0, size);
+    g_assert_cmpint(blk_pread(blk, 0, size, expected, 0), ==, 0);
+    g_assert_cmpmem(data, size, expected, size);
+    blk_unref(blk);
+}
+
 /* Zeroing a disk takes as much as its areas, and so does putting it back. */
 static void test_large(void)
 {
@@ -2510,6 +2578,7 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-overlay/export/job", test_export_job);
     g_test_add_func("/snapshot-overlay/export/large", test_export_large);
     g_test_add_func("/snapshot-overlay/flat", test_flat);
+    g_test_add_func("/snapshot-overlay/given-back", test_given_back);
     g_test_add_func("/snapshot-overlay/large", test_large);
     g_test_add_func("/snapshot-overlay/closed", test_closed);
     g_test_add_func("/snapshot-overlay/bitmap", test_bitmap);
