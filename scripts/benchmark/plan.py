@@ -24,7 +24,7 @@ EFFORTS = {
                     save_mib=1024, starts=7, workers=8),
     'full': Effort(restores=1000, seconds=12, rate_seconds=2, stock=100,
                    stock_seconds=15, floor_seconds=3, turns=20,
-                   turn_seconds=0.25, calls_seconds=3, fio=5, fio_seconds=3,
+                   turn_seconds=0.25, calls_seconds=3, fio=10, fio_seconds=1,
                    loop=5, loop_seconds=1.5, saves=5,
                    save_mib=1024, starts=25, workers=100),
     'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1, stock=3,
@@ -186,7 +186,7 @@ class Plan:
         self.add('a disk, ways back', 3 * (1 + self.effort.stock_seconds),
                  ways_back, self.bench)
         self.add('a disk, throughput', 15 + self.effort.fio *
-                 self.effort.fio_seconds * 1.5 * len(PATTERNS) * len(WAYS),
+                 (self.effort.fio_seconds + 1.2) * len(PATTERNS) * len(WAYS),
                  throughput, self.bench)
 
     def loop(self):
