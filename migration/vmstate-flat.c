@@ -21,6 +21,7 @@ typedef enum StepKind {
     STEP_PRE_LOAD,  /* of @vmsd */
     STEP_MEMORY,    /* state */
     STEP_TIMER,     /* state: a QEMUTimer */
+    STEP_WATCHED,   /* state that a STEP_STREAM after it has, and loads */
     STEP_STREAM,    /* state: @field, with put() and get() of its own */
     STEP_POST_LOAD, /* of @vmsd */
 } StepKind;
@@ -28,6 +29,7 @@ typedef enum StepKind {
 typedef struct Step {
     uint8_t kind;               /* StepKind */
     bool follows_host;          /* of state: loading need not bring it back */
+    bool watched;               /* of a STEP_STREAM: need not be compared */
     union {
         int version_id;
         bool expected;
@@ -197,10 +199,11 @@ static void end_part(VMStateFlat *flat)
     for (i = part->steps; i < part->steps_end; i++) {
         Step *step = &g_array_index(flat->steps, Step, i);
 
-        if (step->kind == STEP_MEMORY && !step->follows_host) {
+        if ((step->kind == STEP_MEMORY || step->kind == STEP_WATCHED) &&
+            !step->follows_host) {
             g_ptr_array_add(memory, step);
         } else if (step->kind != STEP_PRE_LOAD &&
-                   step->kind != STEP_POST_LOAD) {
+                   step->kind != STEP_POST_LOAD && !step->watched) {
             g_array_append_val(flat->checks, *step);
         }
     }
@@ -301,6 +304,24 @@ static bool is_plain(const VMStateInfo *info)
     return false;
 }
 
+/* So it is, but loading it only checks that it is the same, or not more. */
+static bool is_checked(const VMStateInfo *info)
+{
+    static const VMStateInfo *const checked[] = {
+        &vmstate_info_int32_equal, &vmstate_info_int32_le,
+        &vmstate_info_uint8_equal, &vmstate_info_uint16_equal,
+        &vmstate_info_uint32_equal, &vmstate_info_uint64_equal,
+    };
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(checked); i++) {
+        if (info == checked[i]) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Loaded without a reset before, they would have the elements twice. */
 static bool appends(const VMStateInfo *info)
 {
@@ -354,11 +375,19 @@ static void add_element(VMStateFlat *flat, void *ptr, size_t size,
     } else if (field->info != &vmstate_info_unused_buffer) {
         size_t length = 0;
         const uint8_t *now = stream_now(ptr, size, field, &length);
-        Step *step = add_step(flat, STEP_STREAM, ptr);
+        bool watched = is_checked(field->info) || field->info->watch;
+        Step *step;
 
+        if (field->info->watch) {
+            field->info->watch(flat, ptr);
+        } else if (watched) {
+            vmstate_flat_watch(flat, ptr, size);
+        }
         if (appends(field->info)) {
             last_part(flat)->in_place = false;
         }
+        step = add_step(flat, STEP_STREAM, ptr);
+        step->watched = watched;
         /* If it could not be saved now, it will not be as it was then. */
         step->field = field;
         step->size = size;
@@ -554,6 +583,11 @@ void vmstate_flat_memory(VMStateFlat *flat, void *ptr, size_t length)
     add_memory(flat, STEP_MEMORY, ptr, length);
 }
 
+void vmstate_flat_watch(VMStateFlat *flat, void *ptr, size_t length)
+{
+    add_memory(flat, STEP_WATCHED, ptr, length);
+}
+
 void vmstate_flat_vmsd(VMStateFlat *flat, const VMStateDescription *vmsd,
                        void *opaque)
 {
@@ -626,6 +660,7 @@ static bool do_check(const VMStateFlat *flat, const Step *step, bool *differs)
     case STEP_SAME:
         return memory_is(step->ptr, data, step->length);
     case STEP_MEMORY:
+    case STEP_WATCHED:
         *differs = !memory_is(step->ptr, data, step->length);
         return true;
     case STEP_TIMER:
@@ -732,6 +767,7 @@ static bool part_load(VMStateFlat *flat, const Part *part,
         case STEP_PRE_SAVE:
         case STEP_NEEDED:
         case STEP_EXISTS:
+        case STEP_WATCHED:
             break;
         }
     }

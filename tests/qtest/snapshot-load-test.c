@@ -8,6 +8,7 @@
 #include "qemu/osdep.h"
 #include "qemu/units.h"
 #include "hw/net/vmxnet3.h"
+#include "libqos/libqos.h"
 #include "libqos/libqos-malloc.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/virtio.h"
@@ -83,7 +84,7 @@ typedef struct Virtio {
     uint64_t buffer;
 } Virtio;
 
-/* In slot 8 of bus 0 */
+/* In slot 8 of bus 0; @machine may have other arguments of QEMU behind it */
 static void virtio_start(Virtio *v, const void *machine, const char *device)
 {
     QPCIAddress addr = { .devfn = QPCI_DEVFN(8, 0) };
@@ -279,6 +280,135 @@ static void test_rng_rate(const void *machine)
     v.vq->last_used_idx = 1;
     qtest_clock_step(v.vm->qts, 1000 * 1000 * 1000);
     virtio_use(&v);
+    virtio_end(&v);
+}
+
+/*
+ * Catches: a quota that is used up after loadvm, as its period would end at a
+ * time that is not that of the state loaded.
+ */
+static void test_rng_loadvm(const void *machine)
+{
+    g_autofree char *disk = NULL;
+    g_autofree char *text = NULL;
+    g_autofree char *args = NULL;
+    QVirtQueue vq;
+    Virtio v;
+    int fd = g_file_open_tmp("snapshot-load-XXXXXX", &disk, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    mkqcow2(disk, 16);
+    args = g_strdup_printf("%s -drive if=none,id=vmstate,format=qcow2,file=%s "
+                           "-device ide-hd,bus=ide.1,drive=vmstate",
+                           (const char *)machine, disk);
+    virtio_start(&v, args, "virtio-rng-pci,max-bytes=8,period=1000");
+    vq = *v.vq;
+    text = qtest_hmp(v.vm->qts, "savevm a");
+    g_assert_cmpstr(text, ==, "");
+    virtio_use(&v);
+    g_free(text);
+    text = qtest_hmp(v.vm->qts, "loadvm a");
+    g_assert_cmpstr(text, ==, "");
+    *v.vq = vq;
+    virtio_use(&v);
+    virtio_end(&v);
+    unlink(disk);
+}
+
+#ifdef CONFIG_TRACE_LOG
+static bool has_line(const char *file, const char *line)
+{
+    g_autofree char *text = NULL;
+
+    g_assert_true(g_file_get_contents(file, &text, NULL, NULL));
+    return strstr(text, line);
+}
+
+/*
+ * Catches: a device that is loaded at each restore, as its timer is moved with
+ * the clock and has to be put back.
+ */
+static void test_rng_idle(const void *machine)
+{
+    g_autofree char *log = NULL;
+    g_autofree char *args = NULL;
+    QVirtQueue vq;
+    Virtio v;
+    int fd = g_file_open_tmp("snapshot-load-XXXXXX", &log, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    args = g_strdup_printf("%s -D %s -trace qemu_device_state_load",
+                           (const char *)machine, log);
+    virtio_start(&v, args, "virtio-rng-pci,max-bytes=800,period=1000000");
+    virtio_use(&v);
+    vq = *v.vq;
+    snapshot_qmp(v.vm, "save", 0);
+    for (int i = 0; i < 3; i++) {
+        qtest_clock_step(v.vm->qts, 1000 * 1000);
+        restore(v.vm);
+    }
+    g_assert_false(has_line(log, "virtio-rng"));
+    virtio_use(&v);
+    restore(v.vm);
+    g_assert_true(has_line(log, "virtio-rng"));
+    *v.vq = vq;
+    virtio_use(&v);
+    assert_exact(v.vm);
+    virtio_end(&v);
+    unlink(log);
+}
+#endif
+
+/*
+ * Each thing that PCI devices have, changed alone.  Catches one that a restore
+ * does not look at.
+ */
+static void test_pci_state(const void *machine)
+{
+    QPCIDevice *dev;
+    QPCIBar table;
+    QVirtQueue vq;
+    uint64_t pba;
+    uint8_t cap;
+    Virtio v;
+
+    virtio_start(&v, machine, "virtio-rng-pci,disable-legacy=on");
+    dev = v.pci->pdev;
+    table = qpci_iomap(dev, 1, NULL);
+    cap = qpci_find_capability(dev, PCI_CAP_ID_MSIX, 0);
+    pba = qpci_config_readl(dev, cap + PCI_MSIX_PBA) & ~PCI_MSIX_FLAGS_BIRMASK;
+    qpci_config_writew(dev, cap + PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_ENABLE);
+    WRITE_COMMON(&v, queue_select, 0);
+    WRITE_COMMON(&v, queue_msix_vector, 0);
+    vq = *v.vq;
+    snapshot_qmp(v.vm, "save", 0);
+
+    qpci_config_writeb(dev, PCI_INTERRUPT_LINE, 0x5a);
+    restore(v.vm);
+    g_assert_cmphex(qpci_config_readb(dev, PCI_INTERRUPT_LINE), !=, 0x5a);
+
+    qpci_io_writel(dev, table, PCI_MSIX_ENTRY_SIZE + PCI_MSIX_ENTRY_DATA, 42);
+    restore(v.vm);
+    g_assert_cmphex(qpci_io_readl(dev, table, PCI_MSIX_ENTRY_SIZE +
+                                  PCI_MSIX_ENTRY_DATA), ==, 0);
+
+    /* The vector is masked, so it is pending now. */
+    virtio_use(&v);
+    g_assert_cmphex(qpci_io_readl(dev, table, pba), ==, 1);
+    restore(v.vm);
+    g_assert_cmphex(qpci_io_readl(dev, table, pba), ==, 0);
+    *v.vq = vq;
+
+    /* By the other interrupt, which a driver may go back to */
+    qpci_config_writew(dev, cap + PCI_MSIX_FLAGS, 0);
+    snapshot_qmp(v.vm, "save", 0);
+    virtio_use(&v);
+    restore(v.vm);
+    *v.vq = vq;
+    virtio_use(&v);
+    assert_exact(v.vm);
     virtio_end(&v);
 }
 
@@ -1052,6 +1182,12 @@ int main(int argc, char **argv)
     snapshot_add_tests("virtio-indices", test_virtio_indices);
     snapshot_add_tests("virtio-broken", test_virtio_broken);
     snapshot_add_tests("rng-rate", test_rng_rate);
+    snapshot_add_tests("rng-loadvm", test_rng_loadvm);
+#ifdef CONFIG_TRACE_LOG
+    snapshot_add_test("pc", "dirty", "rng-idle", test_rng_idle);
+    snapshot_add_test("q35", "dirty", "rng-idle", test_rng_idle);
+#endif
+    snapshot_add_tests("pci-state", test_pci_state);
     snapshot_add_test("pc", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_test("q35", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_tests("vmxnet3-refused", test_vmxnet3_refused);
