@@ -692,6 +692,29 @@ class SnapshotDevices(QemuSystemTest):
         # A packet that waits for the main loop to be sent may need one
         self.assertLess(resets, restores // 10, info.get('reset-reason'))
 
+    def test_idle_beside(self):
+        """
+        A device whose registers are less than a page is used, and one that is
+        reset if it was accessed is not. Catches accesses that count as those
+        to any device.
+        """
+        restores = 50
+        trace = self.scratch_file('trace')
+        devices = (Device('rtl8139', network(0, 'rtl8139'), '8139cp',
+                          network_tasks(0), ''),
+                   Device('idle', '-device qemu-xhci', '', '', ''),
+                   Device('restore', '', '', f'restore={restores}', ''))
+        self.boot('pc', devices, '-device', 'snapshot,ram=dirty', '-D', trace,
+                  '-trace', 'qemu_device_state_reset')
+        end = time.monotonic() + 120
+        while (self.vm.cmd('x-query-snapshot-device')['restores'] < restores
+               and time.monotonic() < end):
+            time.sleep(0.5)
+        resets = re.findall(r'reset .*/([^/:]+): was accessed',
+                            Path(trace).read_text())
+        self.assertIn('rtl8139', resets)
+        self.assertNotIn('xhci', resets)
+
     # Refused
 
     def refuse(self, vm, name, does):

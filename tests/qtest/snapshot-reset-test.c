@@ -228,6 +228,30 @@ static void test_bus_reset(const void *machine)
 }
 
 /*
+ * Catches: ports of no device, which a guest writes to for the time that it
+ * takes, or where nothing is, that count as an access to any device.
+ */
+static void test_no_device(const void *machine)
+{
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+                                       " -rtc clock=vm -device qemu-xhci",
+                                       (const char *)machine);
+    unsigned i;
+
+    snapshot_save(vm, 0);
+    for (i = 0; i < RESTORES; i++) {
+        qtest_outb(vm->qts, 0x80, i);
+        qtest_outb(vm->qts, 0xf0, i);
+        qtest_outb(vm->qts, 0x500, i);
+        g_assert_cmphex(qtest_inb(vm->qts, 0x500), ==, 0xff);
+        g_assert_cmphex(qtest_readl(vm->qts, 0xfd000000), ==, 0);
+        snapshot_restore(vm, 0);
+    }
+    assert_resets(vm, 0, 0);
+    snapshot_vm_end(vm);
+}
+
+/*
  * Catches: a device that is accessed through another only, a disk of SCSI say,
  * and is taken not to be accessed.
  */
@@ -418,6 +442,7 @@ int main(int argc, char **argv)
     add_tests("unknown", test_unknown);
     add_tests("slots", test_slots);
     add_tests("bus-reset", test_bus_reset);
+    add_tests("no-device", test_no_device);
     add_tests("below", test_below);
     add_tests("ports", test_ports);
     add_tests("bridge", test_bridge);
