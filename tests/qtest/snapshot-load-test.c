@@ -412,6 +412,60 @@ static void test_pci_state(const void *machine)
     virtio_end(&v);
 }
 
+static uint32_t queue_desc(Virtio *v, unsigned queue)
+{
+    WRITE_COMMON(v, queue_select, queue);
+    return qpci_io_readl(v->pci->pdev, v->pci->bar, v->pci->common_cfg_offset +
+                         offsetof(struct virtio_pci_common_cfg, queue_desc_lo));
+}
+
+static void set_queue_desc(Virtio *v, unsigned queue, uint32_t desc)
+{
+    WRITE_COMMON(v, queue_select, queue);
+    WRITE_COMMON(v, queue_desc_lo, desc);
+}
+
+/*
+ * A guest sets up queues that the device does not have. Catches registers that
+ * are not looked at, as they were not in use at the save, and those that were.
+ */
+static void test_virtio_queues(const void *machine)
+{
+    Virtio v;
+
+    virtio_start(&v, machine, "virtio-rng-pci,disable-legacy=on");
+    snapshot_qmp(v.vm, "save", 0);
+    set_queue_desc(&v, 900, 0x1000);
+    restore(v.vm);
+    g_assert_cmphex(queue_desc(&v, 900), ==, 0);
+    restore(v.vm);
+
+    set_queue_desc(&v, 700, 0x2000);
+    snapshot_qmp(v.vm, "save", 0);
+    for (int i = 0; i < 4; i++) {
+        switch (i) {
+        case 0:
+            set_queue_desc(&v, 900, 0x1000);
+            break;
+        case 1:
+            set_queue_desc(&v, 700, 0x3000);
+            break;
+        case 2:
+            v.d->bus->set_status(v.d, 0);
+            break;
+        case 3:
+            qtest_system_reset(v.vm->qts);
+            break;
+        }
+        restore(v.vm);
+        restore(v.vm);
+        g_assert_cmphex(queue_desc(&v, 900), ==, 0);
+        g_assert_cmphex(queue_desc(&v, 700), ==, 0x2000);
+    }
+    assert_exact(v.vm);
+    virtio_end(&v);
+}
+
 /* A machine with a PCI device in slot 8, its first @bars mapped */
 typedef struct OneDevice {
     SnapshotVM *vm;
@@ -1188,6 +1242,7 @@ int main(int argc, char **argv)
     snapshot_add_test("q35", "dirty", "rng-idle", test_rng_idle);
 #endif
     snapshot_add_tests("pci-state", test_pci_state);
+    snapshot_add_tests("virtio-queues", test_virtio_queues);
     snapshot_add_test("pc", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_test("q35", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_tests("vmxnet3-refused", test_vmxnet3_refused);
