@@ -25,7 +25,7 @@ GOAL_FIXED, GOAL_CLUSTER = 2, 0.06
 # Reads that a restore waits for, how long each takes at least, and what may come
 # after
 REQUESTS, LATENCY_US = 32, 20000
-IN_FLIGHT = 200         # restores, enough for a p99
+IN_FLIGHT = 1000        # restores, for a p99
 GOAL_AFTER = 100
 # Clusters that are written to compare ways back, and what each puts back
 BACK = 1000
