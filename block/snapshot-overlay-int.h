@@ -87,7 +87,7 @@ typedef struct BDRVSnapshotOverlayState {
     Area *areas;
     GPtrArray *chunks;          /* of memory, which data is in */
     GPtrArray *spare;           /* data that is not in use */
-    guint emptied;              /* so many of them the host has back */
+    guint emptied;              /* the first so many: the host has them back */
     uint64_t data;              /* clusters in memory, with those in @spare */
     uint64_t clusters;          /* of the present content: not as below */
     uint64_t zeroed;            /* the same, of areas */

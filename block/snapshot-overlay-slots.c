@@ -25,10 +25,13 @@
 #include "snapshot-overlay-int.h"
 
 /*
- * Memory is allocated by the huge page, so that it needs few faults and few
- * entries of a TLB.
+ * Memory is allocated by huge pages, so that it needs few faults and few
+ * entries of a TLB; and many at once, as each piece is a mapping or two.  But
+ * many a machine writes little, and there may be hundreds of them.
  */
-#define CHUNK_CLUSTERS  (2 * MiB / CLUSTER_SIZE)
+#define HUGE_PAGE       (2 * MiB)
+#define FIRST_CLUSTERS  (HUGE_PAGE / CLUSTER_SIZE)
+#define CHUNK_CLUSTERS  (32 * MiB / CLUSTER_SIZE)
 
 /* ---- Clusters and their versions; all with s->lock held ---- */
 
@@ -42,17 +45,16 @@ Cluster *overlay_find_or_create(Cluster **clusters, uint64_t cluster)
 
 static bool add_chunk(BDRVSnapshotOverlayState *s)
 {
-    uint64_t n = MIN(s->max_data - s->data, CHUNK_CLUSTERS);
-    uint8_t *chunk = n ? qemu_try_memalign(CHUNK_CLUSTERS * CLUSTER_SIZE,
-                                           n * CLUSTER_SIZE) : NULL;
+    bool first = !s->chunks->len;
+    uint64_t n = MIN(s->max_data - s->data,
+                     first ? FIRST_CLUSTERS : CHUNK_CLUSTERS);
+    uint8_t *chunk = n ? qemu_try_memalign(HUGE_PAGE, n * CLUSTER_SIZE) : NULL;
 
     if (!chunk) {
         return false;
     }
-    /* Many a machine writes little, and there may be hundreds of them. */
-    if (s->chunks->len) {
-        qemu_madvise(chunk, n * CLUSTER_SIZE, QEMU_MADV_HUGEPAGE);
-    }
+    qemu_madvise(chunk, n * CLUSTER_SIZE,
+                 first ? QEMU_MADV_NOHUGEPAGE : QEMU_MADV_HUGEPAGE);
     g_ptr_array_add(s->chunks, chunk);
     s->data += n;
     while (n--) {
@@ -402,12 +404,21 @@ static int compare_addresses(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Give memory that is not in use back to the host, but keep its addresses. */
+/*
+ * Give memory that is not in use back to the host, but keep its addresses.
+ * Where the host's pages are larger than clusters, what is in use of a page
+ * keeps it.
+ */
 static void empty_spare(BDRVSnapshotOverlayState *s)
 {
-    uint8_t **data = (uint8_t **)s->spare->pdata + s->emptied;
-    uint8_t **stop = (uint8_t **)s->spare->pdata + s->spare->len;
+    const size_t page = qemu_real_host_page_size();
+    uint8_t **data, **stop;
 
+    if (s->emptied == s->spare->len) {
+        return;
+    }
+    data = (uint8_t **)s->spare->pdata + s->emptied;
+    stop = (uint8_t **)s->spare->pdata + s->spare->len;
     qsort(data, stop - data, sizeof(*data), compare_addresses);
     while (data < stop) {
         uint8_t *start = *data, *end = start + CLUSTER_SIZE;
@@ -415,7 +426,11 @@ static void empty_spare(BDRVSnapshotOverlayState *s)
         while (++data < stop && *data == start - CLUSTER_SIZE) {
             start = *data;
         }
-        qemu_madvise(start, end - start, QEMU_MADV_DONTNEED);
+        start = QEMU_ALIGN_PTR_UP(start, page);
+        end = QEMU_ALIGN_PTR_DOWN(end, page);
+        if (start < end) {
+            qemu_madvise(start, end - start, QEMU_MADV_DONTNEED);
+        }
     }
     s->emptied = s->spare->len;
 }
