@@ -22,7 +22,7 @@
 #include "vm-snapshot-int.h"
 
 #define SNAPSHOT_FILE_MAGIC "QEMUSNAP"
-#define SNAPSHOT_FILE_VERSION 1
+#define SNAPSHOT_FILE_VERSION 2
 
 /*
  * So many bytes, the magic, are before the pages of each block, where a

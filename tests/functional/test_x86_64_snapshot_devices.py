@@ -710,6 +710,8 @@ class SnapshotDevices(QemuSystemTest):
         while (self.vm.cmd('x-query-snapshot-device')['restores'] < restores
                and time.monotonic() < end):
             time.sleep(0.5)
+        self.assertGreaterEqual(
+            self.vm.cmd('x-query-snapshot-device')['restores'], restores)
         resets = re.findall(r'reset .*/([^/:]+): was accessed',
                             Path(trace).read_text())
         self.assertIn('rtl8139', resets)

@@ -212,13 +212,14 @@ static void test_requests(const void *machine)
 /* Catches: the same by loadvm. */
 static void test_loadvm(const void *machine)
 {
-    g_autofree char *dir = g_dir_make_tmp("snapshot-plug-XXXXXX", NULL);
-    g_autofree char *path = g_build_filename(dir, "disk", NULL);
+    g_autofree char *path = snapshot_state_file();
     const bool q35 = !strcmp(machine, "q35");
     SnapshotVM *vm;
     int i;
 
-    mkqcow2(path, 64);
+    if (!path) {
+        return;
+    }
     vm = snapshot_vm_start("", "-M %s -nodefaults"
                            " -drive if=none,id=d,file=%s,format=qcow2"
                            " -device virtio-blk-pci,drive=d %s",
@@ -240,7 +241,6 @@ static void test_loadvm(const void *machine)
     }
     snapshot_vm_end(vm);
     g_unlink(path);
-    g_rmdir(dir);
 }
 
 typedef struct NoSection {

@@ -233,7 +233,7 @@ static void test_bus_reset(const void *machine)
  */
 static void test_no_device(const void *machine)
 {
-    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s -nodefaults"
+    SnapshotVM *vm = snapshot_vm_start(",verify=on", "-M %s,usb=on -nodefaults"
                                        " -rtc clock=vm -device qemu-xhci",
                                        (const char *)machine);
     unsigned i;

@@ -7,6 +7,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/units.h"
+#include "libqos/libqos.h"
 #include "libqos/pci-pc.h"
 #include "qobject/qdict.h"
 #include "snapshot-utils.h"
@@ -211,6 +212,22 @@ int64_t snapshot_resident_at_last(SnapshotVM *vm)
         }
     }
     return least;
+}
+
+char *snapshot_state_file(void)
+{
+    char *path;
+    int fd;
+
+    if (!have_qemu_img()) {
+        g_test_skip("QTEST_QEMU_IMG is not set");
+        return NULL;
+    }
+    fd = g_file_open_tmp("snapshot-state-XXXXXX", &path, NULL);
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    mkqcow2(path, 64);
+    return path;
 }
 
 void snapshot_assert_state(SnapshotVM *vm, const char *state)

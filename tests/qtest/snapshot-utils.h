@@ -82,6 +82,14 @@ int64_t snapshot_resident(SnapshotVM *vm);
  */
 int64_t snapshot_resident_at_last(SnapshotVM *vm);
 
+/**
+ * snapshot_state_file: a new disk of qcow2, for QEMU's own snapshots
+ *
+ * Returns: its path, which the caller frees, after the file is removed; %NULL
+ *          if the test is skipped, as there is no qemu-img
+ */
+char *snapshot_state_file(void);
+
 /** snapshot_assert_state: what query-status has to tell */
 void snapshot_assert_state(SnapshotVM *vm, const char *state);
 

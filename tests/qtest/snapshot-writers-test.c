@@ -77,30 +77,13 @@ static void run_job(SnapshotVM *vm, const char *command)
 #define STATE_NODE "-blockdev driver=qcow2,node-name=state,file.driver=file," \
                    "file.filename=%s"
 
-/* A file for QEMU's own snapshots.  Returns: NULL if the test is skipped */
-static char *state_file(void)
-{
-    char *path;
-    int fd;
-
-    if (!have_qemu_img()) {
-        g_test_skip("QTEST_QEMU_IMG is not set");
-        return NULL;
-    }
-    fd = g_file_open_tmp("snapshot-writers-XXXXXX", &path, NULL);
-    g_assert_cmpint(fd, >=, 0);
-    close(fd);
-    mkqcow2(path, 64);
-    return path;
-}
-
 /*
  * Catches: a restore, or a save, that does not know that all of RAM was
  * replaced by loadvm, and makes a mixture of two machines.
  */
 static void test_loadvm(const void *machine)
 {
-    g_autofree char *path = state_file();
+    g_autofree char *path = snapshot_state_file();
     g_autofree char *args = NULL;
     SnapshotVM *vm;
     int i;
@@ -245,7 +228,7 @@ static void test_last_block_grows(const void *machine)
 {
     enum { GAPS = 5, TABLE = 60000 };
     static const char text[] = "a table";
-    g_autofree char *path = state_file();
+    g_autofree char *path = snapshot_state_file();
     g_autofree char *table = NULL;
     g_autofree char *args = NULL;
     g_autofree char *big = NULL;
