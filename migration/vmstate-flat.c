@@ -284,6 +284,15 @@ static const uint8_t *stream_now(void *ptr, size_t size,
     return ret ? NULL : now;
 }
 
+static bool is_one_of(const VMStateInfo *info, const VMStateInfo *const *list,
+                      unsigned n)
+{
+    while (n && info != list[n - 1]) {
+        n--;
+    }
+    return n;
+}
+
 /* Is a value in the stream byte by byte, but for their order, that in memory */
 static bool is_plain(const VMStateInfo *info)
 {
@@ -294,14 +303,8 @@ static bool is_plain(const VMStateInfo *info)
         &vmstate_info_uint8, &vmstate_info_uint16,
         &vmstate_info_uint32, &vmstate_info_uint64,
     };
-    unsigned i;
 
-    for (i = 0; i < ARRAY_SIZE(plain); i++) {
-        if (info == plain[i]) {
-            return true;
-        }
-    }
-    return false;
+    return is_one_of(info, plain, ARRAY_SIZE(plain));
 }
 
 /* So it is, but loading it only checks that it is the same, or not more. */
@@ -312,14 +315,8 @@ static bool is_checked(const VMStateInfo *info)
         &vmstate_info_uint8_equal, &vmstate_info_uint16_equal,
         &vmstate_info_uint32_equal, &vmstate_info_uint64_equal,
     };
-    unsigned i;
 
-    for (i = 0; i < ARRAY_SIZE(checked); i++) {
-        if (info == checked[i]) {
-            return true;
-        }
-    }
-    return false;
+    return is_one_of(info, checked, ARRAY_SIZE(checked));
 }
 
 /* Loaded without a reset before, they would have the elements twice. */
