@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/units.h"
 #include "libqtest.h"
 #include "hw/pci/pci_regs.h"
 #include "qobject/qdict.h"
@@ -124,6 +125,95 @@ static void test_changed(const void *machine)
         snapshot_restore(vm, 0);
     }
     assert_resets(vm, RESTORES, 0);
+    g_free(dev);
+    snapshot_vm_end(vm);
+}
+
+#ifdef CONFIG_TRACE_LOG
+static unsigned count(const char *file, const char *event)
+{
+    g_autofree char *text = NULL;
+    unsigned n = 0;
+
+    g_assert_true(g_file_get_contents(file, &text, NULL, NULL));
+    for (const char *s = text; (s = strstr(s, event)); s++) {
+        n++;
+    }
+    return n;
+}
+
+/*
+ * Catches: a device's reset that has address spaces rendered anew, for which a
+ * restore takes five times as long, though what is mapped stays.
+ */
+static void test_mapped(const void *machine)
+{
+    g_autofree char *log = NULL, *args = NULL;
+    QPCIDevice *dev;
+    QPCIBar bar;
+    SnapshotVM *vm;
+    unsigned rendered;
+    int fd = g_file_open_tmp("snapshot-reset-XXXXXX", &log, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    args = g_strdup_printf("%s -D %s -trace flatview_new",
+                           (const char *)machine, log);
+    vm = start(args, "rtl8139", &dev, &bar);
+    snapshot_save(vm, 0);
+    rendered = count(log, "flatview_new");
+    for (unsigned i = 0; i < RESTORES; i++) {
+        qpci_io_writel(dev, bar, 0, i);
+        snapshot_restore(vm, 0);
+    }
+    assert_resets(vm, RESTORES, 0);
+    g_assert_cmpuint(count(log, "flatview_new"), ==, rendered);
+    qpci_config_writew(dev, PCI_COMMAND, 0);
+    snapshot_restore(vm, 0);
+    g_assert_cmpuint(count(log, "flatview_new"), >, rendered);
+    g_free(dev);
+    snapshot_vm_end(vm);
+    unlink(log);
+}
+#endif
+
+/*
+ * Catches: a device that is reset, and what it has mapped is not where it was
+ * at the save: moved, unmapped or mapped in the run.
+ */
+static void test_remapped(const void *machine)
+{
+    const unsigned away = 16 * MiB;
+    QPCIDevice *dev;
+    QPCIBar bar;
+    SnapshotVM *vm = start(machine, "e1000", &dev, &bar);
+
+    qpci_io_writel(dev, bar, RDTR, 0x1234);
+    snapshot_save(vm, 0);
+    for (unsigned i = 1; i <= RESTORES; i++) {
+        qpci_io_writel(dev, bar, RDTR, i);
+        qpci_config_writel(dev, PCI_BASE_ADDRESS_0, bar.addr + away);
+        g_assert_cmphex(qtest_readl(vm->qts, bar.addr + away + RDTR), ==, i);
+        snapshot_restore(vm, 0);
+        assert_resets(vm, 2 * i - 1, 0);
+        g_assert_cmphex(qtest_readl(vm->qts, bar.addr + RDTR), ==, 0x1234);
+        g_assert_cmphex(qtest_readl(vm->qts, bar.addr + away + RDTR), ==, 0);
+
+        qpci_io_writel(dev, bar, RDTR, i);
+        qpci_config_writew(dev, PCI_COMMAND, 0);
+        g_assert_cmphex(qtest_readl(vm->qts, bar.addr + RDTR), ==, 0);
+        snapshot_restore(vm, 0);
+        assert_resets(vm, 2 * i, 0);
+        g_assert_cmphex(qtest_readl(vm->qts, bar.addr + RDTR), ==, 0x1234);
+    }
+
+    qpci_config_writew(dev, PCI_COMMAND, 0);
+    snapshot_save(vm, 0);
+    qpci_config_writew(dev, PCI_COMMAND, PCI_COMMAND_MEMORY);
+    qpci_io_writel(dev, bar, RDTR, 1);
+    snapshot_restore(vm, 0);
+    assert_resets(vm, 2 * RESTORES + 1, 0);
+    g_assert_cmphex(qtest_readl(vm->qts, bar.addr + RDTR), ==, 0);
     g_free(dev);
     snapshot_vm_end(vm);
 }
@@ -439,6 +529,10 @@ int main(int argc, char **argv)
 
     add_tests("default", test_default);
     add_tests("changed", test_changed);
+#ifdef CONFIG_TRACE_LOG
+    add_tests("mapped", test_mapped);
+#endif
+    add_tests("remapped", test_remapped);
     add_tests("unknown", test_unknown);
     add_tests("slots", test_slots);
     add_tests("bus-reset", test_bus_reset);
