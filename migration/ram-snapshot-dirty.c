@@ -1174,15 +1174,29 @@ static const uint8_t *dirty_view(RAMSnapshot *snap, size_t *size, Error **errp)
     return map_view(ds, ds->mapped, errp);
 }
 
-static const uint8_t *dirty_page(const RAMSnapshot *snap, const SavedBlock *b,
-                                 ram_addr_t offset, const uint8_t *view)
+/* In pages */
+static size_t place_in_file(const RAMSnapshot *snap, const SavedBlock *b,
+                            ram_addr_t offset)
 {
     const DirtyStore *ds = container_of(snap->store, DirtyStore, parent);
     const ImageNode *node = container_of(snap, DirtySnapshot, parent)->node;
 
+    return node->table[(b->offset + offset) >> ds->page_bits];
+}
+
+static const uint8_t *dirty_page(const RAMSnapshot *snap, const SavedBlock *b,
+                                 ram_addr_t offset, const uint8_t *view)
+{
+    const DirtyStore *ds = container_of(snap->store, DirtyStore, parent);
+
     return (view ?: ds->pages) +
-        ((size_t)node->table[(b->offset + offset) >> ds->page_bits] <<
-         ds->page_bits);
+        (place_in_file(snap, b, offset) << ds->page_bits);
+}
+
+static bool dirty_is_zero(const RAMSnapshot *snap, const SavedBlock *b,
+                          ram_addr_t offset)
+{
+    return place_in_file(snap, b, offset) == ZERO_PAGE;
 }
 
 const RAMSnapshotOps ram_snapshot_dirty_ops = {
@@ -1198,4 +1212,5 @@ const RAMSnapshotOps ram_snapshot_dirty_ops = {
     .release = dirty_release,
     .view = dirty_view,
     .page = dirty_page,
+    .is_zero = dirty_is_zero,
 };

@@ -492,15 +492,29 @@ bool ram_snapshot_view_block(const RAMSnapshotView *view, unsigned i,
     return true;
 }
 
+bool ram_snapshot_view_is_zero(const RAMSnapshotView *view, unsigned i,
+                               ram_addr_t offset, ram_addr_t length)
+{
+    const RAMSnapshotOps *ops = view->snap->store->ops;
+    const SavedBlock *b = saved_block(view->snap, i);
+    const ram_addr_t end = MIN(offset + length, b->length);
+
+    while (offset < end && ops->is_zero(view->snap, b, offset)) {
+        offset += qemu_target_page_size();
+    }
+    return offset >= end;
+}
+
 const uint8_t *ram_snapshot_view_page(const RAMSnapshotView *view, unsigned i,
                                       ram_addr_t offset)
 {
+    const RAMSnapshotOps *ops = view->snap->store->ops;
     const SavedBlock *b = saved_block(view->snap, i);
     const uint8_t *page;
 
-    if (offset >= b->length) {
+    if (offset >= b->length || ops->is_zero(view->snap, b, offset)) {
         return NULL;
     }
-    page = view->snap->store->ops->page(view->snap, b, offset, view->base);
+    page = ops->page(view->snap, b, offset, view->base);
     return buffer_is_zero(page, qemu_target_page_size()) ? NULL : page;
 }

@@ -62,6 +62,9 @@ typedef struct RAMSnapshotOps {
      */
     const uint8_t *(*page)(const RAMSnapshot *snap, const SavedBlock *b,
                            ram_addr_t offset, const uint8_t *view);
+    /* Is it known, without a look at it, that this page is all zero? */
+    bool (*is_zero)(const RAMSnapshot *snap, const SavedBlock *b,
+                    ram_addr_t offset);
 } RAMSnapshotOps;
 
 struct RAMSnapshotStore {

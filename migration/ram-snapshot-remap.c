@@ -273,12 +273,19 @@ static bool remap_prepare(RAMSnapshot *snap, Error **errp)
     return true;
 }
 
+static bool remap_is_zero(const RAMSnapshot *snap, const SavedBlock *b,
+                          ram_addr_t offset)
+{
+    return b->bitmap &&
+        !test_bit(offset >> qemu_target_page_bits(), b->bitmap);
+}
+
 static const uint8_t *remap_page(const RAMSnapshot *snap, const SavedBlock *b,
                                  ram_addr_t offset, const uint8_t *view)
 {
     static const uint8_t zeroes[LARGEST_PAGE];
 
-    if (b->bitmap && !test_bit(offset >> qemu_target_page_bits(), b->bitmap)) {
+    if (remap_is_zero(snap, b, offset)) {
         return zeroes;
     }
     view = view ?: container_of(snap, RemapSnapshot, parent)->image;
@@ -406,4 +413,5 @@ const RAMSnapshotOps ram_snapshot_remap_ops = {
     .release = remap_release,
     .view = remap_view,
     .page = remap_page,
+    .is_zero = remap_is_zero,
 };

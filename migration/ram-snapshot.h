@@ -195,6 +195,19 @@ bool ram_snapshot_view_block(const RAMSnapshotView *view, unsigned i,
                              RAMSnapshotFileBlock *b);
 
 /**
+ * ram_snapshot_view_is_zero: is it known that bytes of the image are all zero?
+ * @i: the block
+ * @offset: in the block, of a target page
+ * @length: in bytes
+ *
+ * Pages are not looked at, and may be zero even if that is not known.
+ *
+ * It may be called in any thread, with no lock.
+ */
+bool ram_snapshot_view_is_zero(const RAMSnapshotView *view, unsigned i,
+                               ram_addr_t offset, ram_addr_t length);
+
+/**
  * ram_snapshot_view_page: a target page of the image, or NULL if it is all zero
  * @i: the block
  * @offset: of the page in the block

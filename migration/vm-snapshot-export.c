@@ -245,29 +245,37 @@ static int coroutine_fn stripe_task(AioTask *common)
     return ret;
 }
 
+static void coroutine_fn start_stripe(ExportJob *job, AioTaskPool *pool,
+                                      unsigned i, uint64_t offset)
+{
+    ExportTask *task = g_new0(ExportTask, 1);
+
+    task->common.func = stripe_task;
+    task->job = job;
+    task->block = nth_block(job, i);
+    task->i = i;
+    task->offset = offset;
+    aio_task_pool_start_task(pool, &task->common);
+}
+
 static int coroutine_fn write_block(ExportJob *job, AioTaskPool *pool,
                                     unsigned i)
 {
-    ExportBlock *b = nth_block(job, i);
+    const uint64_t length = nth_block(job, i)->info.length;
     uint64_t off;
 
-    for (off = 0; off < b->info.length; off += STRIPE) {
-        ExportTask *task = g_new0(ExportTask, 1);
-        uint64_t len = MIN(STRIPE, b->info.length - off);
+    for (off = 0; off < length; off += STRIPE) {
+        uint64_t len = MIN(STRIPE, length - off), delay = 0;
 
-        task->common.func = stripe_task;
-        task->job = job;
-        task->block = b;
-        task->i = i;
-        task->offset = off;
-        aio_task_pool_start_task(pool, &task->common);
+        /* To have a thread find that takes longer. */
+        if (job->base || !ram_snapshot_view_is_zero(job->view, i, off, len)) {
+            start_stripe(job, pool, i, off);
+        }
         job_progress_update(&job->common, len);
         if (job->limited) {
-            job_sleep_ns(&job->common,
-                         ratelimit_calculate_delay(&job->limit, len));
-        } else {
-            job_pause_point(&job->common);
+            delay = ratelimit_calculate_delay(&job->limit, len);
         }
+        job_sleep_ns(&job->common, delay);
         if (job_is_cancelled(&job->common) || aio_task_pool_status(pool) < 0) {
             break;
         }
