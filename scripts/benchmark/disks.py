@@ -26,15 +26,16 @@ GOAL_FIXED, GOAL_CLUSTER = 2, 0.06
 # after
 REQUESTS, LATENCY_US = 32, 20000
 IN_FLIGHT = 1000        # restores, for a p99
+IN_FLIGHT_WAYS = 'a restore', 'stop, then a restore'
 GOAL_AFTER = 100
 # Clusters that are written to compare ways back, and what each puts back
 BACK = 1000
 WAYS_BACK = {'restore': 'the machine', 'loadvm': 'the machine',
              'blockdev-snapshot': 'the disk alone'}
 # Of "-msg timestamp=on", in microseconds, and the phases in nanoseconds
-TIMED = re.compile(r'^\d+@(\d+)\.(\d{6}):(?:blk_co_preadv |vm_snapshot_restore '
-                   r'slot 0: wake (\d+) ns, stop (\d+) ns, load (\d+) ns, '
-                   r'start (\d+) ns)', re.M)
+TIMED = re.compile(r'^\d+@(\d+)\.(\d{6}):(blk_co_preadv|vm_stop_flush_all|'
+                   r'vm_snapshot_restore) (?:slot 0: wake (\d+) ns, '
+                   r'stop (\d+) ns, load (\d+) ns, start (\d+) ns)?', re.M)
 # The least part of the image's own throughput
 GOAL_THROUGHPUT = 0.9
 
@@ -95,15 +96,16 @@ def _write(m, clusters, i):
 
 def in_flight(bench):
     """
-    A list of two records, of restores with requests in flight: the time from
-    when the last of them is done, at the earliest, to the end of the restore;
-    and of restores after as long a pause without any, as caches are cold.
+    A list of two records, of the time from when the last of the requests in
+    flight is done, at the earliest: to the end of a restore; and to the end of
+    QEMU's own "stop", which waits for them as well, and of a restore without
+    any after as long a pause, as caches are cold.
     """
     latency_us = max(LATENCY_US, 3 * _ask_us(bench))
     args = [*_args(f'{NULL},latency-ns={1000 * latency_us}'), '-msg',
             'timestamp=on', '-device', 'snapshot', '-trace', 'blk_co_preadv',
-            '-trace', 'vm_snapshot_restore']
-    end = time.monotonic() + 8 * bench.effort.seconds
+            '-trace', 'vm_stop_flush_all', '-trace', 'vm_snapshot_restore']
+    end = time.monotonic() + 12 * bench.effort.seconds
     count = 0
     with Machine(bench.qemu, args,
                  tempfile.mkdtemp(dir=bench.directory)) as m:
@@ -111,15 +113,17 @@ def in_flight(bench):
         while not count or (count < IN_FLIGHT and time.monotonic() < end):
             _ask(m)
             m.qmp('x-snapshot-device-restore', slot=0)
+            _ask(m)
+            m.qmp('stop')
             time.sleep(latency_us / 1e6)
             m.qmp('x-snapshot-device-restore', slot=0)
             count += 1
-        after, without = _after_reads(m, m.trace_log.read_text(), latency_us)
-    if not after:
+        after, apart = _after_reads(m, m.trace_log.read_text(), latency_us)
+    if not after or not apart:
         raise BenchError('the host was too slow to have reads in flight')
-    return [{'what': 'in_flight', 'requests': n, 'n': len(times),
-             'us': stats.distribution(times)}
-            for n, times in ((REQUESTS, after), (0, without))]
+    return [{'what': 'in_flight', 'way': way, 'requests': REQUESTS,
+             'n': len(times), 'us': stats.distribution(times)}
+            for way, times in zip(IN_FLIGHT_WAYS, (after, apart))]
 
 
 def _ask(m):
@@ -137,27 +141,36 @@ def _ask_us(bench):
 
 
 def _after_reads(m, trace, latency_us):
-    """Nanoseconds of restores with reads in flight, and without any"""
-    after, without, reads = [], [], []
-    for seconds, us, *phases in TIMED.findall(trace):
+    """
+    Nanoseconds of restores with reads in flight; and of a stop with them and a
+    restore without any
+    """
+    after, apart, reads, stop = [], [], [], None
+    for seconds, us, event, *phases in TIMED.findall(trace):
         at = 1000000 * int(seconds) + int(us)
-        if not phases[0]:
+        if event == 'blk_co_preadv':
             reads.append(at)
             continue
-        if not reads:
-            without.append(sum(map(int, phases)))
-            continue
-        # Before the first, the disk was probed.
-        reads = reads[-REQUESTS:]
-        left = at - reads[-1] - latency_us
-        if len(reads) != REQUESTS or left < 0:
-            m.fail(f'{len(reads)} reads, and a restore {left} us after the last '
-                   'was done')
-        # On a busy host, the first may be done before the last begins.
-        if reads[-1] - reads[0] < latency_us:
+        left = None
+        if reads:
+            # Before the first, the disk was probed.
+            reads = reads[-REQUESTS:]
+            left = at - reads[-1] - latency_us
+            if len(reads) != REQUESTS or left < 0:
+                m.fail(f'{len(reads)} reads, and {event} {left} us after the '
+                       'last was done')
+            # On a busy host, the first may be done before the last begins.
+            if reads[-1] - reads[0] >= latency_us:
+                left = None
+        if event == 'vm_stop_flush_all':
+            stop = left
+        elif not reads:
+            if stop is not None:
+                apart.append(1000 * stop + sum(map(int, phases)))
+        elif left is not None:
             after.append(1000 * left)
         reads = []
-    return after, without
+    return after, apart
 
 
 def _qemu_img(bench, *args):

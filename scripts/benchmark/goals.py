@@ -210,7 +210,7 @@ def rows(r):
         added(f'a disk of which {clusters} clusters were written adds',
               median(record), disks.goal(clusters), None)
     late = [x['us']['p99'] for x in r.in_flight]
-    added(f'a restore with {disks.REQUESTS} requests in flight adds, p99',
+    added(f'{disks.REQUESTS} requests in flight: adds to what they need, p99',
           late[0] - late[1] if late and None not in late else None,
           disks.GOAL_AFTER,
           'fewer than 100 restores')

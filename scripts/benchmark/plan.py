@@ -25,8 +25,8 @@ EFFORTS = {
     'full': Effort(restores=1000, seconds=12, rate_seconds=2, stock=100,
                    stock_seconds=15, floor_seconds=3, turns=20,
                    turn_seconds=0.25, calls_seconds=3, fio=10, fio_seconds=1,
-                   loop=5, loop_seconds=1.5, saves=5,
-                   save_mib=1024, starts=25, workers=100),
+                   loop=5, loop_seconds=1.5, saves=3,
+                   save_mib=4096, starts=25, workers=100),
     'self-test': Effort(restores=20, seconds=0.3, rate_seconds=0.1, stock=3,
                         stock_seconds=0, floor_seconds=0.1, turns=3,
                         turn_seconds=0.05, calls_seconds=0.3, fio=1,
@@ -182,7 +182,7 @@ class Plan:
                 self.effort.restores * (0.001 + n * 2e-6)),
                      disks, self.bench, n)
         self.add('a disk, requests in flight',
-                 2 + min(8 * self.effort.seconds, 40), in_flight, self.bench)
+                 2 + min(12 * self.effort.seconds, 130), in_flight, self.bench)
         self.add('a disk, ways back', 3 * (1 + self.effort.stock_seconds),
                  ways_back, self.bench)
         self.add('a disk, throughput', 15 + self.effort.fio *
@@ -198,9 +198,9 @@ class Plan:
 
     def files(self, *mib):
         for percent in files.USED:
-            self.add(f'files: save, {percent} % of RAM used', 2 +
-                     self.effort.saves * percent / 2, files.save, self.bench,
-                     percent)
+            self.add(f'files: save, {percent} % of RAM used',
+                     2 + self.effort.saves * self.effort.save_mib / 8192 *
+                     (10 + percent), files.save, self.bench, percent)
         for ram in mib:
             self.add(f'files: start, {ram} MiB', 2 + ram / 500 +
                      self.effort.starts * (1 + ram / 4000), files.starts,

@@ -6,7 +6,7 @@ import io
 import json
 
 import check
-from disks import WAYS_BACK
+from disks import IN_FLIGHT_WAYS, WAYS_BACK
 from goals import MACHINES, Records, rows
 from report import NAMES
 import report
@@ -62,8 +62,8 @@ def tests(results, made, file):
     yield 'disks were put back', len(read['disks']) >= 3 and \
         all(d['us']['median'] > 0 for d in read['disks'])
     yield 'restores with requests in flight were measured', \
-        all(x['n'] > 0 and x['us']['median'] > 0 for x in read['in_flight']) \
-        and read['in_flight']
+        [x['way'] for x in read['in_flight']] == list(IN_FLIGHT_WAYS) and \
+        all(x['n'] > 0 and x['us']['median'] > 0 for x in read['in_flight'])
     yield 'ways back were measured', \
         [x['way'] for x in read['back']] == list(WAYS_BACK) and \
         all(x['n'] > 0 for x in read['back'])
