@@ -26,7 +26,7 @@ GOAL_FIXED, GOAL_CLUSTER = 2, 0.06
 # after
 REQUESTS, LATENCY_US = 32, 20000
 IN_FLIGHT = 1000        # restores, for a p99
-IN_FLIGHT_WAYS = 'a restore', 'stop, then a restore'
+IN_FLIGHT_WAYS = 'a restore', 'stop, then load and start'
 GOAL_AFTER = 100
 # Clusters that are written to compare ways back, and what each puts back
 BACK = 1000
@@ -98,8 +98,8 @@ def in_flight(bench):
     """
     A list of two records, of the time from when the last of the requests in
     flight is done, at the earliest: to the end of a restore; and to the end of
-    QEMU's own "stop", which waits for them as well, and of a restore without
-    any after as long a pause, as caches are cold.
+    QEMU's own "stop", which waits for them as well, and flushes, and to load
+    and start in a restore without any after as long a pause, as caches are cold.
     """
     latency_us = max(LATENCY_US, 3 * _ask_us(bench))
     args = [*_args(f'{NULL},latency-ns={1000 * latency_us}'), '-msg',
@@ -142,8 +142,8 @@ def _ask_us(bench):
 
 def _after_reads(m, trace, latency_us):
     """
-    Nanoseconds of restores with reads in flight; and of a stop with them and a
-    restore without any
+    Nanoseconds of restores with reads in flight; and of a stop with them and
+    what comes after that in a restore
     """
     after, apart, reads, stop = [], [], [], None
     for seconds, us, event, *phases in TIMED.findall(trace):
@@ -166,7 +166,8 @@ def _after_reads(m, trace, latency_us):
             stop = left
         elif not reads:
             if stop is not None:
-                apart.append(1000 * stop + sum(map(int, phases)))
+                # Its wait for requests, of which there are none, is not added.
+                apart.append(1000 * stop + sum(map(int, phases[2:])))
         elif left is not None:
             after.append(1000 * left)
         reads = []

@@ -47,7 +47,9 @@ class Records:
         self.busy = results.get('busy', [])
         self.calls = results.get('calls', [])
         self.disks = {d['clusters']: d for d in results.get('disks', [])}
-        self.in_flight = results.get('in_flight', [])
+        # Older results have no ways.
+        self.in_flight = {x['way']: x for x in results.get('in_flight', [])
+                          if 'way' in x}
         self.back = results.get('back', [])
         self.throughput = results.get('throughput', [])
         self.loop = results.get('loop', [])
@@ -209,7 +211,7 @@ def rows(r):
     for clusters, record in r.disks.items():
         added(f'a disk of which {clusters} clusters were written adds',
               median(record), disks.goal(clusters), None)
-    late = [x['us']['p99'] for x in r.in_flight]
+    late = [x['us']['p99'] for x in r.in_flight.values()]
     added(f'{disks.REQUESTS} requests in flight: adds to what they need, p99',
           late[0] - late[1] if late and None not in late else None,
           disks.GOAL_AFTER,

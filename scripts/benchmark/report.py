@@ -205,10 +205,10 @@ def disks(r):
 def in_flight(r):
     return (f'With {REQUESTS} requests in flight, what is left of a restore when '
             "the last of them is done; and of QEMU's own stop, which waits for "
-            'them as well, with a restore later, when there are none; in µs',
+            'them as well, with the rest of a restore; in µs',
             ['', 'median', 'p99', 'of'],
-            [[x['way'], number(x['us']['median']), number(x['us']['p99']),
-              x['n']] for x in r.in_flight])
+            [[way, number(x['us']['median']), number(x['us']['p99']), x['n']]
+             for way, x in r.in_flight.items()])
 
 
 def back(r):
