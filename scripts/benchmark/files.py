@@ -7,6 +7,7 @@ many that share one take.  QEMU's own ways to do that are measured beside them.
 import contextlib
 import json
 import os
+from pathlib import Path
 import random
 import re
 import shutil
@@ -17,18 +18,41 @@ import time
 from loop import OPTIONS, restores_in
 from machine import BenchError, Machine
 from measure import qemu_img
+from snapshot_libvirt import Libvirt, LibvirtError, missing
 import stats
 
 EXPORT = 'export of a slot'
 # QEMU's own: a stopped machine, and its file brought to the disk
 MIGRATIONS = {
-    'migrate file:': {},
-    'migrate, mapped-ram': {'mapped-ram': True},
-    'migrate, mapped-ram, multifd': {'mapped-ram': True, 'multifd': True},
-    'migrate, the same, direct-io': {'mapped-ram': True, 'multifd': True,
-                                     'direct-io': True},
+    'migrate file:': (),
+    'migrate, mapped-ram': ('mapped-ram',),
+    'migrate, mapped-ram, multifd': ('mapped-ram', 'multifd'),
+    'migrate, the same, direct-io': ('mapped-ram', 'multifd', 'direct-io'),
 }
 SAVEVM = 'savevm'
+# What virsh's save is told; a libvirt that does not know it is too old
+VIRSH = {
+    'virsh save': (),
+    'virsh save, bypass-cache': ('--bypass-cache',),
+    'virsh save, sparse, parallel': ('--image-format', 'sparse',
+                                     '--parallel-channels', '4',
+                                     '--bypass-cache'),
+}
+DOMAIN = '''
+<domain type='qemu'>
+  <name>bench</name>
+  <memory unit='MiB'>{mib}</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <features><acpi/><apic/></features>
+  <devices><emulator>{emulator}</emulator></devices>
+</domain>
+'''
+# What it starts as QEMU: RAM with what the other ways save
+EMULATOR = '''#!/usr/bin/env python3
+import os, sys
+args = ['{ram}' if '"id":"pc.ram"' in x else x for x in sys.argv[1:]]
+os.execv('{qemu}', ['{qemu}', *args])
+'''
 FIO = 'fio, direct, as many bytes'
 USED = 10, 90           # percent of RAM that are not zero
 STARTS_USED = 10        # the same, where machines start
@@ -36,6 +60,9 @@ STARTS_USED = 10        # the same, where machines start
 EMPTY = 'an empty machine'
 WAYS = {EMPTY: '', 'load=, ram=dirty': 'dirty', 'load=, ram=remap': 'remap'}
 INCOMING = '-incoming file:, mapped-ram'
+# RAM is the file of a machine that was migrated without it.
+TEMPLATE = 'migrate-incoming, x-ignore-shared'
+RESTORE = 'virsh restore'
 COLD = 'load=, ram=dirty, not in the page cache'
 COLD_TOUCHED = f'{COLD}, touched='
 # Up to the end of a run that touches so many pieces of so many bytes, anywhere
@@ -61,17 +88,20 @@ def base(mib):
             'none', '-m', f'{mib}M']
 
 
+def ram(directory, mib, share='off'):
+    return ['-object', f'memory-backend-file,id=pc.ram,size={mib}M,'
+            f'mem-path={directory}/ram,share={share}', '-machine',
+            'memory-backend=pc.ram']
+
+
 def fill(directory, mib, percent):
     """A file to be the RAM of a machine, of which so much is not zero"""
-    path = f'{directory}/ram'
     noise = os.urandom(1 << 20)
-    with open(path, 'wb') as f:
+    with open(f'{directory}/ram', 'wb') as f:
         # Each page has to be another one, or a file system might find out.
         for i in range(mib * percent // 100):
             f.write(i.to_bytes(8, 'little') + noise[8:])
         f.truncate(mib << 20)
-    return ['-object', f'memory-backend-file,id=pc.ram,size={mib}M,'
-            f'mem-path={path},share=off', '-machine', 'memory-backend=pc.ram']
 
 
 def written(path):
@@ -106,10 +136,13 @@ def sync(path):
     os.close(fd)
 
 
-def migrate(m, path, capabilities):
+def set_capabilities(m, names):
     m.qmp('migrate-set-capabilities', capabilities=[
-        {'capability': name, 'state': True} for name in capabilities
-        if name != 'direct-io'])
+        {'capability': name, 'state': True} for name in names])
+
+
+def migrate(m, path, capabilities):
+    set_capabilities(m, [x for x in capabilities if x != 'direct-io'])
     m.qmp('migrate-set-parameters', max_bandwidth=1 << 40,
           **({'multifd_channels': 4} if 'multifd' in capabilities else {}),
           **({'direct_io': True} if 'direct-io' in capabilities else {}))
@@ -128,6 +161,100 @@ def savevm(m, path):
     m.hmp('savevm bench')
     sync(path)
     return time.monotonic() - start
+
+
+class Domain:
+    """A machine as libvirt makes it, with virsh's times in seconds"""
+
+    def __init__(self, libvirt, bench, directory, mib):
+        self.libvirt = libvirt
+        self.path = f'{directory}/saved'
+        self.xml = Path(directory, 'xml')
+        emulator = Path(directory, 'emulator')
+        emulator.write_text(EMULATOR.format(qemu=bench.qemu, ram=json.dumps({
+            'qom-type': 'memory-backend-file', 'id': 'pc.ram',
+            'size': mib << 20, 'mem-path': f'{directory}/ram',
+            'share': False})))
+        emulator.chmod(0o755)
+        self.xml.write_text(DOMAIN.format(mib=mib, emulator=emulator))
+
+    def create(self, *options):
+        self.libvirt.virsh('create', *options, str(self.xml))
+
+    def destroy(self):
+        self.libvirt.virsh('destroy', 'bench')
+
+    def save(self, *options):
+        start = time.monotonic()
+        self.libvirt.virsh('save', 'bench', self.path, *options)
+        sync(self.path)
+        return time.monotonic() - start
+
+    def restore(self):
+        start = time.monotonic()
+        self.libvirt.virsh('restore', self.path)
+        return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def domain(bench, mib, percent):
+    """A Domain with so much of its RAM not zero"""
+    why = missing()
+    if why:
+        raise LibvirtError(why)
+    with tempfile.TemporaryDirectory(prefix='virt') as directory:
+        fill(directory, mib, percent)
+        with Libvirt(directory, f'{bench.directory}/libvirtd.log') as libvirt:
+            if not libvirt.may(bench.qemu):
+                raise LibvirtError(f'nobody cannot run {bench.qemu}')
+            yield Domain(libvirt, bench, directory, mib)
+
+
+def _virsh_save(bench, d, options):
+    """What record()s have of it; beside fio's rate each time"""
+    rates, ratios = [], []
+    for _ in range(bench.effort.saves):
+        d.create('--paused')
+        try:
+            seconds = d.save(*options)
+        except LibvirtError:
+            d.destroy()
+            raise
+        size = written(d.path)
+        os.unlink(d.path)
+        rates.append(size / seconds)
+        limit = fio(bench.directory, size)
+        ratios += [rates[-1] / limit] if limit else []
+    return {'rate': stats.median(rates),
+            'ratio': bool(ratios) and stats.median(ratios)}
+
+
+def virsh_saves(bench, mib, percent, name):
+    """Records, one for each way of VIRSH"""
+    found = {}
+    try:
+        with domain(bench, mib, percent) as d:
+            for way, options in VIRSH.items():
+                try:
+                    found[way] = _virsh_save(bench, d, options)
+                except LibvirtError as e:
+                    found[way] = {'why': str(e)}
+    except LibvirtError as e:
+        found = {way: {'why': str(e)} for way in VIRSH}
+    return [{'what': 'files', 'name': name, 'way': way, **record}
+            for way, record in found.items()]
+
+
+def virsh_restore_ms(bench, mib):
+    """Milliseconds, one for each start"""
+    times = []
+    with domain(bench, mib, STARTS_USED) as d:
+        d.create()
+        d.save()
+        for _ in range(bench.effort.starts):
+            times.append(1000 * d.restore())
+            d.destroy()
+    return times
 
 
 def fio(directory, size):
@@ -152,18 +279,19 @@ def save(bench, percent):
         while 4 * (mib << 20) * percent // 100 > \
                 shutil.disk_usage(directory).free:
             mib //= 2
-        return _save(bench, directory, mib, percent)
+        records = _save(bench, directory, mib, percent)
+    return records + virsh_saves(bench, mib, percent, records[0]['name'])
 
 
 def _save(bench, directory, mib, percent):
     rates, stood = {}, []
-    ram = fill(directory, mib, percent)
+    fill(directory, mib, percent)
     path = f'{directory}/file'
     image = f'{directory}/image'
 
     def machine(*more):
-        return Machine(bench.qemu, [*base(mib), *ram, '-S', *more],
-                       directory)
+        return Machine(bench.qemu, [*base(mib), *ram(directory, mib), '-S',
+                                    *more], directory)
 
     def add(way, seconds, size):
         rates.setdefault(way, []).append(size / seconds)
@@ -205,8 +333,11 @@ def _save(bench, directory, mib, percent):
 
 
 def start_ms(bench, args, directory):
-    """Until the guest runs"""
+    """Until the guest runs; what is deferred comes without RAM"""
     with Machine(bench.qemu, args, directory) as m:
+        if 'defer' in args:
+            set_capabilities(m, ['x-ignore-shared'])
+            m.qmp('migrate-incoming', uri=f'file:{directory}/template')
         return 1000 * (m.wait_event('RESUME') - m.started) \
             if not m.qmp('query-status')['running'] else \
             1000 * (time.monotonic() - m.started)
@@ -275,15 +406,19 @@ def starts(bench, mib):
     """A list of records, one for each way to start"""
     directory = tempfile.mkdtemp(dir=bench.directory)
     path = f'{directory}/file'
-    with Machine(bench.qemu, [*base(mib), *fill(directory, mib, STARTS_USED),
-                              '-device', 'snapshot'], directory) as m:
+    fill(directory, mib, STARTS_USED)
+    with Machine(bench.qemu, [*base(mib), *ram(directory, mib), '-device',
+                              'snapshot'], directory) as m:
         m.qmp('x-snapshot-device-save', slot=0)
         export(m, path)
-    os.unlink(f'{directory}/ram')
+    with Machine(bench.qemu, [*base(mib), *ram(directory, mib, share='on')],
+                 directory) as m:
+        migrate(m, f'{directory}/template', ['x-ignore-shared'])
     ways = {way: [*base(mib), '-device', f'snapshot,ram={ram},load={path}' if
                   ram else 'snapshot'] for way, ram in WAYS.items()}
     ways[INCOMING] = [*base(mib), '-global', 'migration.mapped-ram=on',
                       '-incoming', f'file:{path}']
+    ways[TEMPLATE] = [*base(mib), *ram(directory, mib), '-incoming', 'defer']
     times = {}
     for _ in range(bench.effort.starts):
         for way, args in ways.items():
@@ -291,13 +426,19 @@ def starts(bench, mib):
         cold_starts(bench, ways['load=, ram=dirty'], path, directory, mib,
                     times)
     shutil.rmtree(directory)
+    skipped = []
+    try:
+        times[RESTORE] = virsh_restore_ms(bench, mib)
+    except LibvirtError as e:
+        skipped = [{'what': 'files', 'name': f'start, {mib} MiB',
+                    'way': RESTORE, 'why': str(e)}]
     middle = {way: stats.median(found) for way, found in times.items()}
     limits = {COLD_TOUCHED: middle['load=, ram=dirty'] + middle[READ],
               COLD_RUN_TOUCHED: middle[RUN] + middle[READ]}
     return [{'what': 'files', 'name': f'start, {mib} MiB', 'way': way,
              'ms': found, 'ratio': found / middle[EMPTY],
              **({'of_reading': found / limits[way]} if way in limits else {})}
-            for way, found in middle.items()]
+            for way, found in middle.items()] + skipped
 
 
 def toy(bench, directory, *more):

@@ -199,7 +199,7 @@ class Plan:
     def files(self, *mib):
         for percent in files.USED:
             self.add(f'files: save, {percent} % of RAM used',
-                     2 + self.effort.saves * self.effort.save_mib / 8192 *
+                     2 + self.effort.saves * self.effort.save_mib / 5000 *
                      (10 + percent), files.save, self.bench, percent)
         for ram in mib:
             self.add(f'files: start, {ram} MiB', 2 + ram / 500 +

@@ -4,15 +4,15 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import contextlib
 import json
 import os
 from pathlib import Path
-import shutil
-import subprocess
 import tempfile
 import time
 
 from qemu_test import QemuSystemTest
+from snapshot_libvirt import Libvirt, LibvirtError, missing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,10 +42,6 @@ DOMAIN = '''
 
 
 class SnapshotLibvirt(QemuSystemTest):
-    """
-    A daemon of a user's own, with all that it writes in one directory; as root
-    has none, nobody's.
-    """
 
     def setUp(self):
         super().setUp()
@@ -55,47 +51,19 @@ class SnapshotLibvirt(QemuSystemTest):
         if not (self.linux / 'initramfs').exists():
             self.skipTest(f'no initramfs in {self.linux}: run '
                           'scripts/linux-guest')
-        for program in 'libvirtd', 'virsh', 'setpriv':
-            path = f'{os.environ["PATH"]}:/usr/sbin'
-            if not shutil.which(program, path=path):
-                self.skipTest(f'there is no {program}: apt-get install '
-                              'libvirt-daemon libvirt-daemon-driver-qemu '
-                              'libvirt-clients')
+        reason = missing()
+        if reason:
+            self.skipTest(reason)
         temporary = tempfile.TemporaryDirectory(prefix='virt')
         self.addCleanup(temporary.cleanup)
         self.directory = temporary.name
-        self.env = {**os.environ, 'HOME': self.directory,
-                    'PATH': f'{os.environ["PATH"]}:/usr/sbin'}
-        for name in 'RUNTIME', 'CONFIG', 'CACHE':
-            path = Path(self.directory, name.lower())
-            path.mkdir()
-            self.env[f'XDG_{name}_{"DIR" if name == "RUNTIME" else "HOME"}'] \
-                = str(path)
-        self.user = []
-        if os.getuid() == 0:
-            self.user = ['setpriv', '--reuid', 'nobody', '--regid', 'nogroup',
-                         '--clear-groups']
-            subprocess.run(['chown', '-R', 'nobody', self.directory],
-                           check=True)
-        if subprocess.run([*self.user, 'test', '-x', self.qemu_bin, '-a', '-r',
-                           self.linux / 'initramfs']).returncode:
+        libvirt = Libvirt(self.directory, self.scratch_file('libvirtd.log'))
+        if not libvirt.may(self.qemu_bin, self.linux / 'initramfs'):
             self.skipTest(f'nobody cannot run {self.qemu_bin}')
-        self.log_file = open(self.scratch_file('libvirtd.log'), 'wb')
-        self.addCleanup(self.log_file.close)
-        daemon = subprocess.Popen([*self.user, 'libvirtd'], env=self.env,
-                                  cwd=self.directory, stdout=self.log_file,
-                                  stderr=subprocess.STDOUT)
-        self.addCleanup(daemon.wait)
-        self.addCleanup(daemon.terminate)
-
-    def virsh(self, *args, check=True):
-        done = subprocess.run(
-            [*self.user, 'virsh', '-q', '-c', 'qemu:///session', *args],
-            env=self.env, cwd=self.directory, text=True, timeout=120,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if check:
-            self.assertEqual(done.returncode, 0, done.stdout)
-        return done.stdout.strip()
+        self.virsh = libvirt.virsh
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        stack.enter_context(libvirt)
 
     def qmp(self, execute, **arguments):
         said = self.virsh('qemu-monitor-command', 'snap', json.dumps(
@@ -105,6 +73,10 @@ class SnapshotLibvirt(QemuSystemTest):
     def hmp(self, command):
         said = self.virsh('qemu-monitor-command', '--hmp', 'snap', command)
         self.assertEqual(said, '')
+
+    def destroy(self):
+        with contextlib.suppress(LibvirtError):
+            self.virsh('destroy', 'snap')
 
     def wait_for(self, what, condition):
         end = time.monotonic() + 120
@@ -124,10 +96,8 @@ class SnapshotLibvirt(QemuSystemTest):
         domain = Path(self.directory, 'domain.xml')
         domain.write_text(DOMAIN.format(linux=self.linux, qemu=self.qemu_bin,
                                         directory=self.directory))
-        self.wait_for('libvirtd does not answer',
-                      lambda: 'error' not in self.virsh('list', check=False))
         self.virsh('define', str(domain))
-        self.addCleanup(self.virsh, 'destroy', 'snap', check=False)
+        self.addCleanup(self.destroy)
         self.virsh('start', 'snap')
         console = Path(self.directory, 'console')
         self.wait_for('the guest does not boot',
@@ -151,6 +121,19 @@ class SnapshotLibvirt(QemuSystemTest):
         self.virsh('start', 'snap')
         self.qmp('x-snapshot-device-save', slot=2)
         self.qmp('x-snapshot-device-restore', slot=2)
+        # Since libvirt 11.2
+        if '--image-format' in self.virsh('help', 'save'):
+            self.check_sparse()
+
+    def check_sparse(self):
+        """A file of libvirt's that can be a slot"""
+        path = f'{self.directory}/sparse'
+        self.virsh('save', 'snap', path, '--image-format', 'sparse')
+        self.virsh('restore', path)
+        self.virsh('suspend', 'snap')
+        self.hmp(f'x_snapshot_device_import {path} 3')
+        self.qmp('x-snapshot-device-restore', slot=3)
+        self.verify(3)
 
 
 if __name__ == '__main__':
