@@ -209,6 +209,7 @@ class Coverage(QemuSystemTest):
         """
         self.start('coverage', coverage={}, path=self.IO | self.MODIFY)
         self.wait_done()
+        self.wait_halted()      # its last instructions are counted as well
         first = self.run_once(halted=True)
         self.assertGreater(sum(map(bool, first)), 20)
         for _ in range(100):
