@@ -121,8 +121,8 @@ def in_flight(bench):
         after, apart = _after_reads(m, m.trace_log.read_text(), latency_us)
     if not after or not apart:
         raise BenchError('the host was too slow to have reads in flight')
-    return [{'what': 'in_flight', 'way': way, 'requests': REQUESTS,
-             'n': len(times), 'us': stats.distribution(times)}
+    return [{'what': 'in_flight', 'way': way, 'n': len(times),
+             'us': stats.distribution(times)}
             for way, times in zip(IN_FLIGHT_WAYS, (after, apart))]
 
 

@@ -211,7 +211,7 @@ def domain(bench, mib, percent):
 
 
 def _virsh_save(bench, d, options):
-    """What record()s have of it; beside fio's rate each time"""
+    """What a record has of it; beside fio's rate each time"""
     rates, ratios = [], []
     for _ in range(bench.effort.saves):
         d.create('--paused')
@@ -414,8 +414,8 @@ def starts(bench, mib):
     with Machine(bench.qemu, [*base(mib), *ram(directory, mib, share='on')],
                  directory) as m:
         migrate(m, f'{directory}/template', ['x-ignore-shared'])
-    ways = {way: [*base(mib), '-device', f'snapshot,ram={ram},load={path}' if
-                  ram else 'snapshot'] for way, ram in WAYS.items()}
+    ways = {way: [*base(mib), '-device', f'snapshot,ram={mode},load={path}' if
+                  mode else 'snapshot'] for way, mode in WAYS.items()}
     ways[INCOMING] = [*base(mib), '-global', 'migration.mapped-ram=on',
                       '-incoming', f'file:{path}']
     ways[TEMPLATE] = [*base(mib), *ram(directory, mib), '-incoming', 'defer']

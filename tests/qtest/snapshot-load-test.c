@@ -315,14 +315,6 @@ static void test_rng_loadvm(const void *machine)
 }
 
 #ifdef CONFIG_TRACE_LOG
-static bool has_line(const char *file, const char *line)
-{
-    g_autofree char *text = NULL;
-
-    g_assert_true(g_file_get_contents(file, &text, NULL, NULL));
-    return strstr(text, line);
-}
-
 /*
  * Catches: a device that is loaded at each restore, as its timer is moved with
  * the clock and has to be put back.
@@ -330,15 +322,11 @@ static bool has_line(const char *file, const char *line)
 static void test_rng_idle(const void *machine)
 {
     g_autofree char *log = NULL;
-    g_autofree char *args = NULL;
+    g_autofree char *args = snapshot_trace(machine, "qemu_device_state_load",
+                                           &log);
     QVirtQueue vq;
     Virtio v;
-    int fd = g_file_open_tmp("snapshot-load-XXXXXX", &log, NULL);
 
-    g_assert_cmpint(fd, >=, 0);
-    close(fd);
-    args = g_strdup_printf("%s -D %s -trace qemu_device_state_load",
-                           (const char *)machine, log);
     virtio_start(&v, args, "virtio-rng-pci,max-bytes=800,period=1000000");
     virtio_use(&v);
     vq = *v.vq;
@@ -347,10 +335,10 @@ static void test_rng_idle(const void *machine)
         qtest_clock_step(v.vm->qts, 1000 * 1000);
         restore(v.vm);
     }
-    g_assert_false(has_line(log, "virtio-rng"));
+    g_assert_cmpuint(snapshot_count(log, "virtio-rng"), ==, 0);
     virtio_use(&v);
     restore(v.vm);
-    g_assert_true(has_line(log, "virtio-rng"));
+    g_assert_cmpuint(snapshot_count(log, "virtio-rng"), >, 0);
     *v.vq = vq;
     virtio_use(&v);
     assert_exact(v.vm);

@@ -130,48 +130,31 @@ static void test_changed(const void *machine)
 }
 
 #ifdef CONFIG_TRACE_LOG
-static unsigned count(const char *file, const char *event)
-{
-    g_autofree char *text = NULL;
-    unsigned n = 0;
-
-    g_assert_true(g_file_get_contents(file, &text, NULL, NULL));
-    for (const char *s = text; (s = strstr(s, event)); s++) {
-        n++;
-    }
-    return n;
-}
-
 /*
  * Catches: a device's reset that has address spaces rendered anew, for which a
  * restore takes five times as long, though what is mapped stays.
  */
 static void test_mapped(const void *machine)
 {
-    g_autofree char *log = NULL, *args = NULL;
+    g_autofree char *log = NULL;
+    g_autofree char *args = snapshot_trace(machine, "flatview_new", &log);
     QPCIDevice *dev;
     QPCIBar bar;
-    SnapshotVM *vm;
+    SnapshotVM *vm = start(args, "rtl8139", &dev, &bar);
     unsigned rendered;
-    int fd = g_file_open_tmp("snapshot-reset-XXXXXX", &log, NULL);
 
-    g_assert_cmpint(fd, >=, 0);
-    close(fd);
-    args = g_strdup_printf("%s -D %s -trace flatview_new",
-                           (const char *)machine, log);
-    vm = start(args, "rtl8139", &dev, &bar);
     snapshot_save(vm, 0);
-    rendered = count(log, "flatview_new");
+    rendered = snapshot_count(log, "flatview_new");
     for (unsigned i = 0; i < RESTORES; i++) {
         qpci_io_writel(dev, bar, 0, i);
         snapshot_restore(vm, 0);
     }
     assert_resets(vm, RESTORES, 0);
-    g_assert_cmpuint(count(log, "flatview_new"), ==, rendered);
+    g_assert_cmpuint(snapshot_count(log, "flatview_new"), ==, rendered);
     qpci_config_writew(dev, PCI_COMMAND, 0);
-    rendered = count(log, "flatview_new");
+    rendered = snapshot_count(log, "flatview_new");
     snapshot_restore(vm, 0);
-    g_assert_cmpuint(count(log, "flatview_new"), >, rendered);
+    g_assert_cmpuint(snapshot_count(log, "flatview_new"), >, rendered);
     g_free(dev);
     snapshot_vm_end(vm);
     unlink(log);

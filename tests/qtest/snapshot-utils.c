@@ -230,6 +230,27 @@ char *snapshot_state_file(void)
     return path;
 }
 
+char *snapshot_trace(const char *machine, const char *event, char **log)
+{
+    int fd = g_file_open_tmp("snapshot-trace-XXXXXX", log, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    return g_strdup_printf("%s -D %s -trace %s", machine, *log, event);
+}
+
+unsigned snapshot_count(const char *file, const char *text)
+{
+    g_autofree char *content = NULL;
+    unsigned n = 0;
+
+    g_assert_true(g_file_get_contents(file, &content, NULL, NULL));
+    for (const char *s = content; (s = strstr(s, text)); s++) {
+        n++;
+    }
+    return n;
+}
+
 void snapshot_assert_state(SnapshotVM *vm, const char *state)
 {
     QDict *status = qtest_qmp_assert_success_ref(

@@ -90,6 +90,15 @@ int64_t snapshot_resident_at_last(SnapshotVM *vm);
  */
 char *snapshot_state_file(void);
 
+/**
+ * snapshot_trace: arguments of a machine that writes an event to a new file
+ * @log: its path; the caller frees both strings, after the file is removed
+ */
+char *snapshot_trace(const char *machine, const char *event, char **log);
+
+/** snapshot_count: how often a text is in a file */
+unsigned snapshot_count(const char *file, const char *text);
+
 /** snapshot_assert_state: what query-status has to tell */
 void snapshot_assert_state(SnapshotVM *vm, const char *state);
 
