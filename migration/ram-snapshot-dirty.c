@@ -28,6 +28,7 @@
 #include "qemu/bitops.h"
 #include "qemu/cutils.h"
 #include "qemu/queue.h"
+#include "qemu/units.h"
 #include "qapi/error.h"
 #include "exec/memory.h"
 #include "exec/ram-dirty-log.h"
@@ -40,6 +41,9 @@
 
 /* Page of the file that all pages of zeroes share. */
 #define ZERO_PAGE 0
+
+/* Bytes that a save writes in one call: they are still in the cache then. */
+#define MOST_AT_ONCE (256 * KiB)
 
 /*
  * To compare a page once more than needed costs about as much as to trap the
@@ -380,22 +384,48 @@ static bool file_write_page(DirtyStore *ds, uint32_t *slot, const uint8_t *host,
                                (off_t)*slot << ds->page_bits, errp);
 }
 
+/* Pages are written together if they follow each other in RAM and the file. */
+static bool save_block(DirtyStore *ds, ImageNode *node, const SavedBlock *b,
+                       Error **errp)
+{
+    const size_t size = 1 << ds->page_bits;
+    const uint8_t *run = b->host;
+    size_t len = 0;
+    off_t start = 0;
+    ram_addr_t off;
+
+    for (off = 0; off < b->length; off += size) {
+        uint32_t *slot = &node->table[(b->offset + off) >> ds->page_bits];
+        const uint8_t *host = b->host + off;
+        off_t pos;
+
+        if (buffer_is_zero(host, size)) {
+            *slot = ZERO_PAGE;
+            continue;
+        }
+        *slot = file_page_new(ds);
+        pos = (off_t)*slot << ds->page_bits;
+        if (host != run + len || pos != start + len || len >= MOST_AT_ONCE) {
+            if (!ram_snapshot_pwrite(&ds->parent, run, len, start, errp)) {
+                return false;
+            }
+            run = host;
+            start = pos;
+            len = 0;
+        }
+        len += size;
+    }
+    return ram_snapshot_pwrite(&ds->parent, run, len, start, errp);
+}
+
 /* Without a current image, all pages must be read. */
 static bool save_all(DirtyStore *ds, ImageNode *node, Error **errp)
 {
     unsigned i;
 
     for (i = 0; i < node->blocks->len; i++) {
-        const SavedBlock *b = node_block(node, i);
-        ram_addr_t off;
-
-        for (off = 0; off < b->length; off += 1 << ds->page_bits) {
-            uint32_t page = (b->offset + off) >> ds->page_bits;
-
-            if (!file_write_page(ds, &node->table[page], b->host + off,
-                                 errp)) {
-                return false;
-            }
+        if (!save_block(ds, node, node_block(node, i), errp)) {
+            return false;
         }
     }
     return true;
