@@ -379,34 +379,37 @@ class Coverage(QemuSystemTest):
 
     # Life
 
-    def counts(self):
-        self.map[:] = bytes(SIZE)
-        time.sleep(0.05)
-        # One byte that is counted up may be 0 just now.
-        return any(any(self.map[:]) for _ in range(10))
+    def wait(self, is_so):
+        """However busy the host is"""
+        end = time.monotonic() + 60
+        while not is_so():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.001)
 
     def restores(self):
         return self.vm.cmd('x-query-snapshot-device')['restores']
+
+    def check_idle(self):
+        """While the guest runs, the map stays as it is."""
+        self.map[:] = bytes(SIZE)
+        before = self.restores()
+        self.wait(lambda: self.restores() > before)
+        self.assertFalse(any(self.map[:]))
 
     def check_running(self, *args, **options):
         """Catches code that counts where there is no map any more."""
         self.start('coverage', *args, n=1000000000, path=self.IO, loops=10,
                    **options)
-        while not self.restores():
-            time.sleep(0.01)
         for i in range(20):
-            self.assertFalse(self.counts())
+            self.check_idle()
             # Another one's ids, which nothing of this one may have
             base = self.symbols['start'] * (i & 1)
             self.count(base=base, ranges=self.ranges(base, last='io'))
-            self.assertTrue(self.counts())
-            # Its counter may be 0 just now, but not always.
+            # A counter may be 0 just now, but not always.
             edge = xxhash2(self.symbols['start'] - base) % SIZE
-            self.assertTrue(any(self.map[edge] for _ in range(100)))
+            self.wait(lambda: self.map[edge])
             self.vm.cmd('object-del', id='cov')
-            before = self.restores()
-            self.assertFalse(self.counts())
-            self.assertGreater(self.restores(), before)
+        self.check_idle()
         self.vm.cmd('object-del', id='map')
 
     def test_running(self):
@@ -605,8 +608,11 @@ class CoverageLinux(QemuSystemTest):
                          (self.PASSES, 100))
 
     def test_icount_auto(self):
-        self.assertEqual(self.check('-icount', 'shift=auto'),
-                         (self.PASSES, 100))
+        """
+        How fast the clock goes is made to fit the host while it runs: only
+        that it works is for sure.
+        """
+        self.check('-icount', 'shift=auto')
 
     def test_without_icount(self):
         """The guest's time is the host's: only that it works is for sure."""
