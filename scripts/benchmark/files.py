@@ -18,7 +18,7 @@ import time
 from loop import OPTIONS, restores_in
 from machine import BenchError, Machine
 from measure import qemu_img
-from snapshot_libvirt import Libvirt, LibvirtError, missing
+from snapshot_libvirt import NEWER, Libvirt, LibvirtError, missing
 import stats
 
 EXPORT = 'export of a slot'
@@ -30,13 +30,15 @@ MIGRATIONS = {
     'migrate, the same, direct-io': ('mapped-ram', 'multifd', 'direct-io'),
 }
 SAVEVM = 'savevm'
-# What virsh's save is told; a libvirt that does not know it is too old
+# What virsh's save is told
+SPARSE = '--image-format', 'sparse'
 VIRSH = {
     'virsh save': (),
     'virsh save, bypass-cache': ('--bypass-cache',),
-    'virsh save, sparse, parallel': ('--image-format', 'sparse',
-                                     '--parallel-channels', '4',
-                                     '--bypass-cache'),
+    'virsh save, sparse': SPARSE,
+    'virsh save, sparse, parallel': (*SPARSE, '--parallel-channels', '4'),
+    'virsh save, the same, bypass-cache': (*SPARSE, '--parallel-channels', '4',
+                                           '--bypass-cache'),
 }
 DOMAIN = '''
 <domain type='qemu'>
@@ -185,6 +187,10 @@ class Domain:
         self.libvirt.virsh('destroy', 'bench')
 
     def save(self, *options):
+        if options[:2] == SPARSE and not self.libvirt.sparse():
+            version = self.libvirt.virsh('--version')
+            raise LibvirtError(f'libvirt {version} has no --image-format, '
+                               '11.2 has: as root, run scripts/fetch-libvirt')
         start = time.monotonic()
         self.libvirt.virsh('save', 'bench', self.path, *options)
         sync(self.path)
@@ -198,15 +204,18 @@ class Domain:
 
 @contextlib.contextmanager
 def domain(bench, mib, percent):
-    """A Domain with so much of its RAM not zero"""
-    why = missing()
+    """A Domain with so much of its RAM not zero, of the newest libvirt"""
+    root = None if missing(NEWER) else NEWER
+    why = missing(root)
     if why:
         raise LibvirtError(why)
     with tempfile.TemporaryDirectory(prefix='virt') as directory:
         fill(directory, mib, percent)
-        with Libvirt(directory, f'{bench.directory}/libvirtd.log') as libvirt:
-            if not libvirt.may(bench.qemu):
-                raise LibvirtError(f'nobody cannot run {bench.qemu}')
+        with Libvirt(directory, f'{bench.directory}/libvirtd.log',
+                     root) as libvirt:
+            why = libvirt.refusal(bench.qemu)
+            if why:
+                raise LibvirtError(f'nobody cannot run {bench.qemu}: {why}')
             yield Domain(libvirt, bench, directory, mib)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import tempfile
 import time
 
-from qemu_test import QemuSystemTest
-from snapshot_libvirt import Libvirt, LibvirtError, missing
+from qemu_test import QemuSystemTest, skipSlowTest
+from snapshot_libvirt import NEWER, Libvirt, LibvirtError, missing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,19 +51,26 @@ class SnapshotLibvirt(QemuSystemTest):
         if not (self.linux / 'initramfs').exists():
             self.skipTest(f'no initramfs in {self.linux}: run '
                           'scripts/linux-guest')
-        reason = missing()
+
+    def start(self, root=None):
+        """The system's libvirt, or that of @root"""
+        reason = missing(root)
         if reason:
             self.skipTest(reason)
         temporary = tempfile.TemporaryDirectory(prefix='virt')
         self.addCleanup(temporary.cleanup)
         self.directory = temporary.name
-        libvirt = Libvirt(self.directory, self.scratch_file('libvirtd.log'))
-        if not libvirt.may(self.qemu_bin, self.linux / 'initramfs'):
-            self.skipTest(f'nobody cannot run {self.qemu_bin}')
+        libvirt = Libvirt(self.directory, self.log_file('libvirtd.log'), root)
+        reason = libvirt.refusal(self.qemu_bin, self.linux / 'vmlinuz',
+                                 self.linux / 'initramfs')
+        if reason:
+            self.skipTest(f'nobody cannot run {self.qemu_bin}: {reason}')
         self.virsh = libvirt.virsh
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
         stack.enter_context(libvirt)
+        self.log.info('libvirt %s', self.virsh('--version'))
+        return libvirt
 
     def qmp(self, execute, **arguments):
         said = self.virsh('qemu-monitor-command', 'snap', json.dumps(
@@ -88,11 +95,7 @@ class SnapshotLibvirt(QemuSystemTest):
         found = self.qmp('x-snapshot-device-verify', slot=slot)
         self.assertEqual((found['pages'], found['fields']), (0, 0), found)
 
-    def test_domain(self):
-        """
-        Catches: a device that libvirt's PCI addresses, or its save and restore,
-        do not go along with; a file of another process that is refused there.
-        """
+    def check_domain(self):
         domain = Path(self.directory, 'domain.xml')
         domain.write_text(DOMAIN.format(linux=self.linux, qemu=self.qemu_bin,
                                         directory=self.directory))
@@ -121,9 +124,6 @@ class SnapshotLibvirt(QemuSystemTest):
         self.virsh('start', 'snap')
         self.qmp('x-snapshot-device-save', slot=2)
         self.qmp('x-snapshot-device-restore', slot=2)
-        # Since libvirt 11.2
-        if '--image-format' in self.virsh('help', 'save'):
-            self.check_sparse()
 
     def check_sparse(self):
         """A file of libvirt's that can be a slot"""
@@ -134,6 +134,23 @@ class SnapshotLibvirt(QemuSystemTest):
         self.hmp(f'x_snapshot_device_import {path} 3')
         self.qmp('x-snapshot-device-restore', slot=3)
         self.verify(3)
+
+    def test_domain(self):
+        """
+        Catches: a device that libvirt's PCI addresses, or its save and restore,
+        do not go along with; a file of another process that is refused there.
+        """
+        libvirt = self.start()
+        self.check_domain()
+        if libvirt.sparse():
+            self.check_sparse()
+
+    @skipSlowTest()
+    def test_newer(self):
+        """The same with Debian 13's; and a file of its own that is refused"""
+        self.assertTrue(self.start(NEWER).sparse())
+        self.check_domain()
+        self.check_sparse()
 
 
 if __name__ == '__main__':
