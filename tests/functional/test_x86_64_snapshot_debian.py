@@ -6,21 +6,18 @@
 
 import os
 from pathlib import Path
-import re
 import shutil
-import socket
 import subprocess
 import time
 
 from qemu_test import QemuSystemTest, skipSlowTest
-from test_x86_64_snapshot_disks import PATIENCE, digest
+from snapshot.shell import ShellTest
+from test_x86_64_snapshot_disks import digest
 
 ROUNDS = int(os.getenv('QEMU_TEST_SNAPSHOT_MOST', '100'))
 CODE = Path('/usr/share/OVMF/OVMF_CODE_4M.fd')
 VARS = CODE.with_name('OVMF_VARS_4M.fd')
 
-# What the shell writes is between two words that its command does not hold, as
-# the terminal shows that, too. The kernel's words go to the console as well.
 ABSENT = r'''
 command -v hello || echo no program
 dpkg -s hello 2>&1 | head -n 1
@@ -34,12 +31,11 @@ printf '\7\0\0\0value' >$variable; cat $variable | tail -c 5; echo
 touch /run/round
 sync
 '''
-SETUP = ('dmesg -n 1; variable=/sys/firmware/efi/efivars/'
+SETUP = ('variable=/sys/firmware/efi/efivars/'
          'Round-12345678-1234-1234-1234-123456789abc')
-PROMPT = ':~# '
 
 
-class SnapshotDebian(QemuSystemTest):
+class SnapshotDebian(ShellTest):
     """
     The machine that people have: systemd, ext4 on qcow2, UEFI with variables,
     and the devices that QEMU has by default. scripts/linux-guest --debian makes
@@ -60,7 +56,6 @@ class SnapshotDebian(QemuSystemTest):
         subprocess.run([os.environ['QEMU_TEST_QEMU_IMG'], 'convert', '-O',
                         'qcow2', source, self.disk], check=True)
         shutil.copyfile(VARS, self.vars)
-        line = os.path.join(self.socket_dir().name, 'line')
         # QEMUMachine leaves the VGA card out.
         self.vm.add_args('-vga', 'std', '-accel', 'tcg', '-m', '1G',
                          '-drive', 'if=pflash,format=raw,unit=0,readonly=on,'
@@ -68,48 +63,8 @@ class SnapshotDebian(QemuSystemTest):
                          '-drive', 'if=pflash,format=raw,unit=1,'
                                    f'file={self.vars}',
                          '-drive', f'format=qcow2,file={self.disk}',
-                         '-chardev', f'socket,id=line,path={line},server=on,'
-                                     'wait=off,logfile=' +
-                                     self.log_file('serial.log'),
-                         '-serial', 'chardev:line',
                          '-device', 'snapshot,verify=on')
-        self.vm.launch()
-        self.line = socket.socket(socket.AF_UNIX)
-        self.addCleanup(self.line.close)
-        self.line.connect(line)
-        self.line.settimeout(1)
-
-    def wait_for(self, pattern, timeout=120):
-        """What the guest has printed until it came to @pattern"""
-        output = ''
-        end = time.monotonic() + timeout * PATIENCE
-        while not re.search(pattern, output, re.DOTALL):
-            self.assertLess(time.monotonic(), end,
-                            f'no {pattern}: {output[-2000:]}')
-            try:
-                output += self.line.recv(4096).decode(errors='replace')
-            except TimeoutError:
-                continue
-            for complaint in ('BUG:', 'WARNING:', 'Call Trace', 'EXT4-fs error',
-                              'I/O error', 'blocked for more'):
-                self.assertNotIn(complaint, output)
-        return output.replace('\r', '')
-
-    def send(self, text):
-        self.line.sendall(text.encode() + b'\n')
-
-    def shell(self, commands):
-        """What @commands print"""
-        commands = '; '.join(commands.strip().split('\n'))
-        self.send(f"echo be''gin; {commands}; echo en''d")
-        # With the prompt, or a later wait would find that one
-        output = self.wait_for(f'\nend\r\n.*{PROMPT}')
-        return output.split('begin\n')[1].split('\nend\n')[0]
-
-    def log_in(self):
-        for line in 'root', SETUP:
-            self.send(line)
-            self.wait_for(PROMPT)
+        self.launch()
 
     def check_absent(self):
         output = self.shell(ABSENT)
@@ -132,7 +87,7 @@ class SnapshotDebian(QemuSystemTest):
         first = None
         for i in range(ROUNDS):
             start = time.monotonic()
-            self.log_in()
+            self.log_in(SETUP)
             self.check_absent()
             output = self.shell(INSTALL)
             self.assertIn('\nHello, world!\n', output)
@@ -143,7 +98,7 @@ class SnapshotDebian(QemuSystemTest):
                 self.assertGreater(disk['clusters'], 0, disk)
             self.vm.cmd('x-snapshot-device-restore', slot=0)
             self.log.info('round %d: %.1f s', i, time.monotonic() - start)
-        self.log_in()
+        self.log_in(SETUP)
         self.check_absent()
 
         info = self.vm.cmd('x-query-snapshot-device')
