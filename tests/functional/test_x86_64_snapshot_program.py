@@ -15,6 +15,7 @@ import subprocess
 import time
 
 from snapshot.machines import ROOT, MachinesTest, host_programs, scratch
+from snapshot.programs import pack
 
 HERE = Path(__file__).resolve().parent
 TARGET = HERE / 'snapshot-program' / 'target.c'
@@ -34,12 +35,6 @@ def compiled(name, *args, cc='gcc', source=TARGET, env=None):
         if done.returncode:
             return None, done.stdout[-2000:]
     return path, ''
-
-
-def libraries(program):
-    done = subprocess.run(['ldd', program], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL)
-    return re.findall(r'(/\S+)', done.stdout) if not done.returncode else []
 
 
 class ProgramTest(MachinesTest):
@@ -80,26 +75,8 @@ class ProgramTest(MachinesTest):
         return path / 'snapshot-cov.o'
 
     def pack(self, *programs):
-        """
-        The guest's initramfs, with programs in /opt and their libraries where
-        they are here: the kernel unpacks archives one behind the other.
-        """
-        root = Path(self.scratch_file('root'))
-        shutil.rmtree(root, ignore_errors=True)
-        (root / 'opt').mkdir(parents=True)
-        for program in programs:
-            shutil.copy(program, root / 'opt')
-            for path in libraries(program):
-                to = root / path.lstrip('/')
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, to)
-        names = sorted(p.relative_to(root) for p in root.rglob('*'))
-        archive = subprocess.run(
-            ['cpio', '-o', '-H', 'newc', '-R', '0:0', '--quiet'], cwd=root,
-            input='\n'.join(map(str, names)).encode(), check=True,
-            stdout=subprocess.PIPE).stdout
-        initramfs = Path(self.scratch_file('initramfs'))
-        initramfs.write_bytes((LINUX / 'initramfs').read_bytes() + archive)
+        initramfs = self.scratch_file('initramfs')
+        pack(LINUX / 'initramfs', programs, initramfs)
         return initramfs
 
     def machine(self, programs, command, *lines, device='verify=on',
@@ -496,11 +473,11 @@ class Afl(ProgramTest):
             self.check_verified()
             return size
 
-    def check_each(self, suffix, **source):
+    def check_each(self, suffix, *args, **source):
         worked = []
         for name, cc, env in self.compilers():
             name += suffix
-            path, why = compiled(name, cc=cc, env=env, **source)
+            path, why = compiled(name, *args, cc=cc, env=env, **source)
             if not path:
                 self.log.info('%s: %s', name, why)
                 continue
@@ -521,20 +498,8 @@ class Afl(ProgramTest):
 
     def test_persistent(self):
         """Catches a loop that waits for AFL++, or is run through twice."""
-        source = self.write('persistent.c', '#define main target_main\n'
-                            f'#include "{TARGET}"\n' '''
-#undef main
-int main(int argc, char **argv)
-{
-    int status = 0;
-    __AFL_INIT();
-    while (__AFL_LOOP(1000)) {
-        status = target_main(argc, argv);
-    }
-    return status;
-}
-''')
-        self.check_each('-persistent', source=source)
+        self.check_each('-persistent', f'-DPROGRAM="{TARGET}"',
+                        source=TARGET.with_name('persistent.c'))
 
     def test_large_map(self):
         """
