@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 
-from loop import OPTIONS, restores_in
+from loop import OPTIONS, arguments, restores_in
 from machine import BenchError, Machine
 from measure import qemu_img
 from snapshot_libvirt import NEWER, Libvirt, LibvirtError, missing
@@ -451,9 +451,8 @@ def starts(bench, mib):
 
 
 def toy(bench, directory, *more):
-    args = [x for x in OPTIONS]
-    args[args.index('-m') + 1] = f'{WORKER_MIB}M'
-    return Machine(bench.qemu, [*args, '-display', 'none', '-kernel',
+    return Machine(bench.qemu, [*arguments(OPTIONS), '-m', f'{WORKER_MIB}M',
+                                '-display', 'none', '-kernel',
                                 str(bench.image), '-append',
                                 'case=fuzz alone=1', '-device',
                                 ','.join(['snapshot', *more])], directory)

@@ -193,6 +193,10 @@ class Plan:
         each = self.effort.loop * self.effort.loop_seconds
         self.add('the fuzzing loop, toy', 5 + 11 * each + 6 * self.effort.loop,
                  loop.toy, self.bench)
+        for name in loop.COUNTS, loop.COUNTED:
+            self.add(f'the fuzzing loop, {name}',
+                     25 + 11 * each + 6 * self.effort.loop, loop.xmllint,
+                     self.bench, name)
         self.add('the fuzzing loop, kernel demo', 15 + each, loop.demo,
                  self.bench)
 

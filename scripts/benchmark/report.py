@@ -233,18 +233,19 @@ def loop(r):
     for x in r.loop:
         if 'why' in x:
             continue
-        shares = ['-', '-', '-']
+        shares = ['-', '-', '-', number(x.get('engine_us'))]
         if 'us' in x:
             restore = x.get('restore_us')
-            shares = [number(x['guest_us']), number(restore) or '-',
-                      number(x['us'] - x['guest_us'] - restore)
-                      if restore else '-']
+            shares[:3] = [number(x['guest_us']), number(restore) or '-',
+                          number(x['us'] - x['guest_us'] - restore)
+                          if restore else '-']
         lines.append([f'{x["guest"]}: {x["way"]}', thousands(x['per_second']),
                       times(x.get('ratio')) or '-', *shares])
     return ('The fuzzing loop, on one CPU, in runs a second; where a run has '
             'its time, in µs. Figures that others publish are of KVM and of '
             'other hosts.',
-            ['', 'runs', 'of restores', 'guest', 'restore', 'hand-off'], lines)
+            ['', 'runs', 'of restores', 'guest', 'restore', 'hand-off',
+             'engine'], lines)
 
 
 def say_file(x):

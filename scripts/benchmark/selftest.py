@@ -8,6 +8,7 @@ import json
 import check
 from disks import IN_FLIGHT_WAYS, WAYS_BACK
 from goals import MACHINES, Records, rows
+import loop
 from report import NAMES
 import report
 from shapes import CALLS, SELF_TEST_DEVICES
@@ -70,7 +71,8 @@ def tests(results, made, file):
     yield 'throughput was measured', len(read['throughput']) == 12 and \
         all(t['rate'] > 0 for t in read['throughput'])
     yield 'the fuzzing loop was measured', \
-        {'toy', 'kernel demo'} == {x['guest'] for x in read['loop']} and \
+        {loop.TOY, loop.COUNTS, loop.COUNTED, loop.DEMO} == \
+        {x['guest'] for x in read['loop']} and \
         read['loop'][0]['ratio'] > 0
     yield 'files were written, and machines started from them', \
         {'rate', 'ms', 'pss_mib'} <= {key for x in read['files'] for key in x}
