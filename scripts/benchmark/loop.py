@@ -252,8 +252,7 @@ def xmllint(bench, name):
     programs = Programs(bench, XML)
     shim = programs.compile(
         'alone.so', '-shared', '-fPIC', '-DSEED="/opt/seed"', '-I', CONTRIB,
-        '-I', ROOT / 'include', TESTS / 'snapshot-program' / 'alone.c',
-        CONTRIB / 'snapshot-cov.c')
+        '-I', ROOT / 'include', HERE / 'alone.c', CONTRIB / 'snapshot-cov.c')
     initramfs = programs.directory / 'initramfs'
     pack(bench.linux / 'initramfs', [program, shim, programs.seed], initramfs)
     # As the manual has it: no run depends on the host's time.
@@ -270,7 +269,7 @@ def xmllint(bench, name):
                  '-object tcg-coverage,id=edges,memdev=map,mode=user']
     native = {way: [XMLLINT / 'afl' / file, '--noout', '@@']
               for way, file in ((SERVER, 'xmllint'),
-                                   (PERSISTENT, 'persistent'))}
+                                (PERSISTENT, 'persistent'))}
     return compare(programs, Guest(
         name, ['boot = 300', *hosted, *options, append.format('')],
         [*alone, *options, '-serial chardev:console',
