@@ -6,6 +6,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bswap.h"
 #include "qemu/units.h"
 #include "hw/net/vmxnet3.h"
 #include "libqos/libqos-malloc.h"
@@ -583,6 +584,66 @@ static void test_vmxnet3_mac(const void *machine)
     g_assert_cmphex(qpci_io_readl(o.dev, o.bars[1], VMXNET3_REG_MACL), ==, low);
     g_assert_cmphex(qpci_io_readl(o.dev, o.bars[1], VMXNET3_REG_MACH), ==,
                     high);
+    one_device_end(&o);
+}
+
+/* Descriptor @n, of a frame with @byte in it, goes to the device. */
+static void vmxnet3_give(OneDevice *o, unsigned n, uint8_t byte,
+                         uint32_t flags)
+{
+    const uint64_t buffer = VMXNET3_SHARED + 512 * KiB + n * 64;
+    const uint64_t desc = VMXNET3_SHARED + 128 * KiB +
+        n * sizeof(struct Vmxnet3_TxDesc);
+    QTestState *qts = o->vm->qts;
+
+    qtest_memset(qts, buffer, byte, 64);
+    qtest_writew(qts, buffer + 12, 0xb588);
+    qtest_writeq(qts, desc, buffer);
+    qtest_writel(qts, desc + 12, flags);
+    qtest_writel(qts, desc + 8, VMXNET3_TXD_GEN | 64);
+    qpci_io_writel(o->dev, o->bars[0], VMXNET3_REG_TXPROD, n + 1);
+}
+
+/*
+ * Catches: a packet of which the first descriptor was given at the save, and
+ * that is sent by what the next one tells.
+ */
+static void test_vmxnet3_part(const void *machine)
+{
+    const uint32_t ti = 1 << 15, tag = 0x123;
+    /* The device sends of the second part only, with the tag of the first. */
+    const struct timeval wait = { .tv_sec = 5 };
+    uint8_t packet[4 + 64 + 4], expected[sizeof(packet)] = { 0, 0, 0, 68 };
+    g_autofree char *args = NULL;
+    int sv[2], i;
+    OneDevice o;
+
+    memset(expected + 4, 0x22, sizeof(expected) - 4);
+    stw_be_p(expected + 4 + 12, 0x8100);
+    stw_be_p(expected + 4 + 14, tag);
+    stw_be_p(expected + 4 + 16, 0x88b5);
+    g_assert_cmpint(socketpair(PF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
+    args = g_strdup_printf("%s -netdev socket,id=n,fd=%d",
+                           (const char *)machine, sv[1]);
+    g_assert_cmpint(setsockopt(sv[0], SOL_SOCKET, SO_RCVTIMEO, &wait,
+                               sizeof(wait)), ==, 0);
+    one_device_start(&o, ",verify=on", args, "vmxnet3,netdev=n", 2);
+    close(sv[1]);
+    g_assert_cmpuint(vmxnet3_activate(&o, 1, 0), ==, 0);
+    vmxnet3_give(&o, 0, 0x11, tag << 16 | ti);
+    snapshot_qmp(o.vm, "save", 0);
+    for (i = 0; i < 4; i++) {
+        vmxnet3_give(&o, 1, 0x22, VMXNET3_TXD_EOP);
+        g_assert_cmpint(recv(sv[0], packet, sizeof(packet), MSG_WAITALL), ==,
+                        sizeof(packet));
+        g_assert_cmpmem(packet, sizeof(packet), expected, sizeof(expected));
+        if (i & 1) {
+            qtest_system_reset(o.vm->qts);
+        }
+        restore(o.vm);
+    }
+    assert_exact(o.vm);
+    close(sv[0]);
     one_device_end(&o);
 }
 
@@ -1233,6 +1294,7 @@ int main(int argc, char **argv)
     snapshot_add_test("q35", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_tests("vmxnet3-refused", test_vmxnet3_refused);
     snapshot_add_tests("vmxnet3-mac", test_vmxnet3_mac);
+    snapshot_add_tests("vmxnet3-part", test_vmxnet3_part);
     snapshot_add_test("q35", "dirty", "mch", test_mch);
     snapshot_add_test("q35", "remap", "mch", test_mch);
     snapshot_add_test("q35", "dirty", "smi-lock", test_smi_lock);
