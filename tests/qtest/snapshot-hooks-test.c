@@ -915,6 +915,70 @@ static void test_keyboard_throttle(const void *machine)
     snapshot_vm_end(vm);
 }
 
+static uint8_t cmos_read(SnapshotVM *vm, uint8_t reg)
+{
+    qtest_outb(vm->qts, 0x70, reg);
+    return qtest_inb(vm->qts, 0x71);
+}
+
+static void cmos_write(SnapshotVM *vm, uint8_t reg, uint8_t value)
+{
+    qtest_outb(vm->qts, 0x70, reg);
+    qtest_outb(vm->qts, 0x71, value);
+}
+
+#define RTC_REG_A 0x0a
+#define RTC_REG_B 0x0b
+#define RTC_REG_C 0x0c
+#define RTC_PF 0x40
+
+/*
+ * Catches: ticks of the RTC that nobody took, which are delivered by a timer of
+ * the time after the save, or one that a load starts anew.
+ */
+static void test_rtc_slew(const void *machine)
+{
+    const int64_t ms = 1000 * 1000;
+    SnapshotVM *vm = snapshot_vm_start(
+        ",verify=on", "-M %s -rtc clock=vm "
+        "-global mc146818rtc.lost_tick_policy=slew", (const char *)machine);
+    int i;
+
+    /* Two ticks a second; the lost one is tried again between them. */
+    cmos_write(vm, RTC_REG_A, 0x2f);
+    cmos_write(vm, RTC_REG_B, 0x42);
+    do {
+        qtest_clock_step(vm->qts, 1 * ms);
+    } while (!(cmos_read(vm, RTC_REG_C) & RTC_PF));
+    /* And at once, so often, when the guest takes one. */
+    for (i = 0; i < 20; i++) {
+        cmos_read(vm, RTC_REG_C);
+    }
+    qtest_clock_step(vm->qts, 100 * ms);
+    snapshot_save(vm, 0);
+    for (i = 0; i < 8; i++) {
+        if (i & 1) {
+            qtest_clock_step(vm->qts, 220 * ms);
+        }
+        if (i & 2) {
+            cmos_write(vm, RTC_REG_B, 0x02);
+        }
+        if (i & 4) {
+            system_reset(vm);
+            snapshot_qmp(vm, "restore", 0);
+        } else {
+            snapshot_restore(vm, 0);
+        }
+        qtest_clock_step(vm->qts, 140 * ms);
+        g_assert_cmphex(cmos_read(vm, RTC_REG_C) & RTC_PF, ==, 0);
+        qtest_clock_step(vm->qts, 20 * ms);
+        g_assert_cmphex(cmos_read(vm, RTC_REG_C) & RTC_PF, ==, RTC_PF);
+        snapshot_qmp(vm, "restore", 0);
+    }
+    assert_never_differed(vm);
+    snapshot_vm_end(vm);
+}
+
 #define KCS_DATA 0xca2
 #define KCS_CMD 0xca3
 
@@ -1761,6 +1825,7 @@ int main(int argc, char **argv)
     add_pc_tests("floppy", test_floppy);
     snapshot_add_tests("keyboard-leds", test_keyboard_leds);
     snapshot_add_tests("keyboard-throttle", test_keyboard_throttle);
+    snapshot_add_tests("rtc-slew", test_rtc_slew);
     snapshot_add_tests("ipmi-kcs", test_ipmi_kcs);
     snapshot_add_tests("ipmi-bmc", test_ipmi_bmc);
     add_pc_tests("sb16-timer", test_sb16_timer);
