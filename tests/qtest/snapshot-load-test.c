@@ -17,6 +17,7 @@
 #include "qobject/qjson.h"
 #include "snapshot-utils.h"
 #include "hw/pci/pci_regs.h"
+#include "standard-headers/linux/virtio_balloon.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_gpu.h"
 #include "standard-headers/linux/virtio_ids.h"
@@ -450,6 +451,95 @@ static void test_virtio_queues(const void *machine)
         g_assert_cmphex(queue_desc(&v, 700), ==, 0x2000);
     }
     assert_exact(v.vm);
+    virtio_end(&v);
+}
+
+static int64_t balloon_get(SnapshotVM *vm, const char *property)
+{
+    QDict *answer = qtest_qmp(vm->qts, "{ 'execute': 'qom-get', 'arguments': {"
+                              " 'path': 'balloon', 'property': %s } }",
+                              property);
+    QDict *stats = qdict_get_qdict(answer, "return");
+    int64_t value = stats ?
+        qdict_get_int(qdict_get_qdict(stats, "stats"), "stat-free-memory") :
+        qdict_get_int(answer, "return");
+
+    qobject_unref(answer);
+    return value;
+}
+
+static void balloon_poll(SnapshotVM *vm, int64_t interval)
+{
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                             " 'path': 'balloon',"
+                             " 'property': 'guest-stats-polling-interval',"
+                             " 'value': %" PRId64 " } }", interval);
+}
+
+/* Have the device take a buffer that tells how much memory is free. */
+static void balloon_tell(Virtio *v, uint64_t value)
+{
+    QTestState *qts = v->vm->qts;
+
+    qtest_writew(qts, v->buffer, VIRTIO_BALLOON_S_MEMFREE);
+    qtest_writeq(qts, v->buffer + 2, value);
+    qvirtqueue_kick(qts, v->d, v->vq,
+                    qvirtqueue_add(qts, v->vq, v->buffer, 10, false, false));
+    while (balloon_get(v->vm, "guest-stats") != value) {
+        g_usleep(1000);
+    }
+}
+
+/*
+ * Catches: a guest that is asked for statistics when a load, or what came after
+ * the save, has it; not at all, or though nobody wants any.
+ */
+static void test_balloon_stats(const void *machine)
+{
+    const int64_t second = 1000 * 1000 * 1000;
+    QVirtQueue *inflate;
+    Virtio v;
+    int i;
+
+    virtio_start(&v, machine, "virtio-balloon-pci,id=balloon");
+    inflate = v.vq;
+    v.vq = qvirtqueue_setup(v.d, &v.alloc, 2);
+    snapshot_qmp(v.vm, "save", 1);
+    balloon_poll(v.vm, 10);
+    qtest_clock_step(v.vm->qts, 1);
+    balloon_tell(&v, 1000);
+    qtest_clock_step(v.vm->qts, 3 * second);
+    snapshot_qmp(v.vm, "save", 0);
+
+    for (i = 0; i < 8; i++) {
+        if (i & 1) {
+            qtest_clock_step(v.vm->qts, 8 * second);
+            g_assert_cmpuint(used_idx(&v), ==, 1);
+            balloon_tell(&v, 2000);
+        }
+        if (i & 2) {
+            balloon_poll(v.vm, 0);
+        }
+        if (i & 4) {
+            qtest_system_reset(v.vm->qts);
+        }
+        restore(v.vm);
+        g_assert_cmpint(balloon_get(v.vm, "guest-stats"), ==, 1000);
+        qtest_clock_step(v.vm->qts, 6 * second);
+        g_assert_cmpuint(used_idx(&v), ==, 0);
+        qtest_clock_step(v.vm->qts, 2 * second);
+        g_assert_cmpuint(used_idx(&v), ==, 1);
+
+        snapshot_qmp(v.vm, "restore", 1);
+        g_assert_cmpint(balloon_get(v.vm, "guest-stats-polling-interval"), ==,
+                        0);
+        balloon_tell(&v, 3000);
+        qtest_clock_step(v.vm->qts, 20 * second);
+        g_assert_cmpuint(used_idx(&v), ==, 0);
+        restore(v.vm);
+    }
+    assert_exact(v.vm);
+    qvirtqueue_cleanup(v.d->bus, inflate, &v.alloc);
     virtio_end(&v);
 }
 
@@ -1292,6 +1382,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("virtio-queues", test_virtio_queues);
     snapshot_add_test("pc", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
     snapshot_add_test("q35", "dirty", "vmxnet3-memory", test_vmxnet3_memory);
+    snapshot_add_tests("balloon-stats", test_balloon_stats);
     snapshot_add_tests("vmxnet3-refused", test_vmxnet3_refused);
     snapshot_add_tests("vmxnet3-mac", test_vmxnet3_mac);
     snapshot_add_tests("vmxnet3-part", test_vmxnet3_part);
