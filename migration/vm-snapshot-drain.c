@@ -16,6 +16,7 @@
 #include "qom/object.h"
 #include "system/block-backend.h"
 #include "system/iothread.h"
+#include "system/tpm.h"
 #include "trace.h"
 #include "vm-snapshot-int.h"
 
@@ -90,6 +91,10 @@ bool vm_snapshot_drain_begin(Error **errp)
 
     while (true) {
         bdrv_drain_all_begin();
+        /* A restore would reset its device, which waits for ever. */
+        if (!tpm_finish_request(errp)) {
+            return false;
+        }
         settle();
         if (!is_busy(NULL)) {
             break;

@@ -1592,6 +1592,10 @@ static void *silent_tpm(void *opaque)
         case 5: /* CMD_SET_LOCALITY */
             wanted = 4;
             break;
+        case 12: /* CMD_GET_STATEBLOB */
+            wanted = 12;
+            length = 16;
+            break;
         case 17: /* CMD_SET_BUFFERSIZE */
             wanted = 4;
             stl_be_p(reply + 4, 4096);
@@ -1617,7 +1621,7 @@ static void *silent_tpm(void *opaque)
 
 #define TIS 0xfed40000ull
 
-/* Catches: a save that waits for ever, and the monitor with it. */
+/* Catches: a save or a restore that waits for ever, the monitor with it. */
 static void test_tpm_silent(const void *machine)
 {
     static const uint8_t command[] = {
@@ -1640,6 +1644,7 @@ static void test_tpm_silent(const void *machine)
         "", "-M %s -rtc clock=vm -chardev socket,id=c,path=%s "
         "-tpmdev emulator,id=t,chardev=c -device tpm-tis,tpmdev=t,ppi=off",
         (const char *)machine, b.path);
+    snapshot_qmp(vm, "save", 1);
     qtest_writeb(vm->qts, TIS, 0x02);
     qtest_writel(vm->qts, TIS + 0x18, 0x40);
     for (i = 0; i < sizeof(command); i++) {
@@ -1651,6 +1656,7 @@ static void test_tpm_silent(const void *machine)
                     sizeof(found));
     g_assert_cmpmem(found, sizeof(found), command, sizeof(command));
     snapshot_qmp_refused(vm, "save", 0, "tpm");
+    snapshot_qmp_refused(vm, "restore", 1, "tpm");
     snapshot_assert_state(vm, "running");
     g_assert_cmpint(shutdown(tpm_data, SHUT_RDWR), ==, 0);
     snapshot_vm_end(vm);
