@@ -24,6 +24,7 @@
 #include "standard-headers/linux/virtio_net.h"
 #include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_ring.h"
+#include "standard-headers/linux/virtio_scsi.h"
 
 /* Each restore was verified, and nothing was another. */
 static void assert_exact(SnapshotVM *vm)
@@ -1216,6 +1217,89 @@ static void test_blk_requests(const void *machine)
     snapshot_vm_end(vm);
 }
 
+#define SCSI_SENSE_SIZE offsetof(struct virtio_scsi_config, sense_size)
+#define SCSI_CDB_SIZE offsetof(struct virtio_scsi_config, cdb_size)
+
+static void scsi_set_sizes(Virtio *v, uint32_t sense, uint32_t cdb)
+{
+    uint64_t config = v->pci->device_cfg_offset;
+
+    qpci_io_writel(v->pci->pdev, v->pci->bar, config + SCSI_SENSE_SIZE, sense);
+    qpci_io_writel(v->pci->pdev, v->pci->bar, config + SCSI_CDB_SIZE, cdb);
+}
+
+/* With a CDB of 16 bytes, 20 for sense data, and a buffer for a sector */
+static void scsi_command(Virtio *v, uint8_t operation)
+{
+    struct virtio_scsi_cmd_req request = {
+        .lun = { 1, 0, 0x40 },
+        .cdb = { operation, [8] = 1 },
+    };
+    const size_t length = offsetof(struct virtio_scsi_cmd_req, cdb) + 16;
+    const uint64_t answer = v->buffer + length;
+    QTestState *qts = v->vm->qts;
+    uint32_t head;
+
+    qtest_memwrite(qts, v->buffer, &request, length);
+    head = qvirtqueue_add(qts, v->vq, v->buffer, length, false, true);
+    qvirtqueue_add(qts, v->vq, answer,
+                   offsetof(struct virtio_scsi_cmd_resp, sense) + 20, true,
+                   true);
+    qvirtqueue_add(qts, v->vq, 4 * MiB, 512, true, false);
+    qvirtqueue_kick(qts, v->d, v->vq, head);
+}
+
+/*
+ * Catches: sizes that a driver has set, which a reset loses; a request that
+ * failed, of other sizes than those at the save, which ends QEMU when loaded.
+ */
+static void test_scsi_sizes(const void *machine)
+{
+    g_autofree char *args = g_strdup_printf(
+        "%s -blockdev driver=blkdebug,node-name=d,read-only=on,"
+        "image.driver=null-co,image.read-only=on,"
+        "inject-error.0.event=none,inject-error.0.iotype=read",
+        (const char *)machine);
+    QVirtQueue *control;
+    Virtio v;
+    int i;
+
+    virtio_start(&v, args, "virtio-scsi-pci,id=s");
+    qtest_qmp_device_add(v.vm->qts, "scsi-hd", "hd", "{ 'drive': 'd',"
+                         " 'rerror': 'stop', 'bus': 's.0', 'scsi-id': 0 }");
+    control = v.vq;
+    v.vq = qvirtqueue_setup(v.d, &v.alloc, 2);
+    scsi_set_sizes(&v, 80, 40);
+    snapshot_qmp(v.vm, "save", 0);
+    scsi_set_sizes(&v, 90, 50);
+    restore_all_ways(v.vm);
+    g_assert_cmpuint(qvirtio_config_readl(v.d, SCSI_SENSE_SIZE), ==, 80);
+    g_assert_cmpuint(qvirtio_config_readl(v.d, SCSI_CDB_SIZE), ==, 40);
+
+    scsi_set_sizes(&v, 20, 16);
+    /* The driver is told of a reset, and of a new disk. */
+    for (i = 0; i < 2; i++) {
+        scsi_command(&v, 0);
+        while (used_idx(&v) == i) {
+            g_usleep(1000);
+        }
+    }
+    scsi_command(&v, 0x28);                     /* READ(10) */
+    qtest_qmp_eventwait(v.vm->qts, "STOP");
+    scsi_set_sizes(&v, 1000, 200);
+    snapshot_qmp(v.vm, "save", 0);
+    for (i = 0; i < 3; i++) {
+        snapshot_qmp(v.vm, "restore", 0);
+        qtest_qmp_assert_success(v.vm->qts, "{ 'execute': 'cont' }");
+        qtest_qmp_eventwait(v.vm->qts, "STOP");
+        snapshot_assert_state(v.vm, "io-error");
+        g_assert_cmpuint(used_idx(&v), ==, 2);
+    }
+    assert_exact(v.vm);
+    qvirtqueue_cleanup(v.d->bus, control, &v.alloc);
+    virtio_end(&v);
+}
+
 /* Of the directories whose hooks were gone through */
 static const char *const devices[] = {
     "e1000", "e1000e", "igb", "rtl8139", "i82550", "i82559er", "i82801",
@@ -1400,6 +1484,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("gpu", test_gpu);
     snapshot_add_tests("gpu-moved", test_gpu_moved);
     snapshot_add_tests("announce", test_announce);
+    snapshot_add_tests("scsi-sizes", test_scsi_sizes);
     snapshot_add_tests("blk-requests", test_blk_requests);
     snapshot_add_test("pc", "dirty", "vapic", test_vapic);
     snapshot_add_test("pc", "remap", "vapic", test_vapic);
