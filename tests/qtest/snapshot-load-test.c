@@ -15,9 +15,11 @@
 #include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
+#include "qobject/qlist.h"
 #include "snapshot-utils.h"
 #include "hw/pci/pci_regs.h"
 #include "standard-headers/linux/virtio_balloon.h"
+#include "standard-headers/linux/virtio_blk.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_gpu.h"
 #include "standard-headers/linux/virtio_ids.h"
@@ -1228,26 +1230,49 @@ static void scsi_set_sizes(Virtio *v, uint32_t sense, uint32_t cdb)
     qpci_io_writel(v->pci->pdev, v->pci->bar, config + SCSI_CDB_SIZE, cdb);
 }
 
-/* With a CDB of 16 bytes, 20 for sense data, and a buffer for a sector */
-static void scsi_command(Virtio *v, uint8_t operation)
+/*
+ * A CDB of 16 bytes, 20 for sense data; @out bytes at 4 MiB go to the disk, @in
+ * come there.
+ */
+static void scsi_command(Virtio *v, const uint8_t cdb[16], size_t out,
+                         size_t in)
 {
-    struct virtio_scsi_cmd_req request = {
-        .lun = { 1, 0, 0x40 },
-        .cdb = { operation, [8] = 1 },
-    };
+    struct virtio_scsi_cmd_req request = { .lun = { 1, 0, 0x40 } };
     const size_t length = offsetof(struct virtio_scsi_cmd_req, cdb) + 16;
-    const uint64_t answer = v->buffer + length;
     QTestState *qts = v->vm->qts;
     uint32_t head;
 
+    memcpy(request.cdb, cdb, 16);
     qtest_memwrite(qts, v->buffer, &request, length);
     head = qvirtqueue_add(qts, v->vq, v->buffer, length, false, true);
-    qvirtqueue_add(qts, v->vq, answer,
+    if (out) {
+        qvirtqueue_add(qts, v->vq, 4 * MiB, out, false, true);
+    }
+    qvirtqueue_add(qts, v->vq, v->buffer + length,
                    offsetof(struct virtio_scsi_cmd_resp, sense) + 20, true,
-                   true);
-    qvirtqueue_add(qts, v->vq, 4 * MiB, 512, true, false);
+                   in);
+    if (in) {
+        qvirtqueue_add(qts, v->vq, 4 * MiB, in, true, false);
+    }
     qvirtqueue_kick(qts, v->d, v->vq, head);
 }
+
+/* The same, to its end */
+static void scsi_command_done(Virtio *v, const uint8_t cdb[16], size_t out)
+{
+    uint16_t used = used_idx(v);
+    unsigned tries;
+
+    scsi_command(v, cdb, out, 0);
+    for (tries = 0; used_idx(v) == used; tries++) {
+        g_assert_cmpuint(tries, <, 10000);
+        g_usleep(1000);
+    }
+}
+
+static const uint8_t test_unit_ready[16] = { };
+static const uint8_t scsi_read[16] = { 0x28, [8] = 1 };
+static const uint8_t mode_select[16] = { 0x15, 0x10, [4] = 24 };
 
 /*
  * Catches: sizes that a driver has set, which a reset loses; a request that
@@ -1279,12 +1304,9 @@ static void test_scsi_sizes(const void *machine)
     scsi_set_sizes(&v, 20, 16);
     /* The driver is told of a reset, and of a new disk. */
     for (i = 0; i < 2; i++) {
-        scsi_command(&v, 0);
-        while (used_idx(&v) == i) {
-            g_usleep(1000);
-        }
+        scsi_command_done(&v, test_unit_ready, 0);
     }
-    scsi_command(&v, 0x28);                     /* READ(10) */
+    scsi_command(&v, scsi_read, 0, 512);
     qtest_qmp_eventwait(v.vm->qts, "STOP");
     scsi_set_sizes(&v, 1000, 200);
     snapshot_qmp(v.vm, "save", 0);
@@ -1298,6 +1320,84 @@ static void test_scsi_sizes(const void *machine)
     assert_exact(v.vm);
     qvirtqueue_cleanup(v.d->bus, control, &v.alloc);
     virtio_end(&v);
+}
+
+/* Is the cache of the only disk in use? */
+static bool write_cache(SnapshotVM *vm)
+{
+    QDict *answer = qtest_qmp(vm->qts, "{ 'execute': 'query-block' }");
+    bool is = false;
+    QListEntry *e;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(answer, "return"), e) {
+        QDict *inserted = qdict_get_qdict(qobject_to(QDict,
+                                                     qlist_entry_obj(e)),
+                                          "inserted");
+
+        is |= inserted && qdict_get_bool(qdict_get_qdict(inserted, "cache"),
+                                         "writeback");
+    }
+    qobject_unref(answer);
+    return is;
+}
+
+static void scsi_set_write_cache(Virtio *v, bool on)
+{
+    const uint8_t page[24] = { [4] = 0x08, 0x12, on ? 4 : 0 };
+
+    qtest_memwrite(v->vm->qts, 4 * MiB, page, sizeof(page));
+    scsi_command_done(v, mode_select, sizeof(page));
+    g_assert_cmpint(write_cache(v->vm), ==, on);
+}
+
+static void blk_set_write_cache(Virtio *v, bool on)
+{
+    qpci_io_writeb(v->pci->pdev, v->pci->bar, v->pci->device_cfg_offset +
+                   offsetof(struct virtio_blk_config, wce), on);
+    g_assert_cmpint(write_cache(v->vm), ==, on);
+}
+
+/* Catches: a cache that a guest has turned on or off, and that stays so. */
+static void test_write_cache(const void *machine)
+{
+    g_autofree char *args = g_strdup_printf(
+        "%s -blockdev driver=null-co,node-name=d", (const char *)machine);
+    unsigned scsi, i;
+
+    for (scsi = 0; scsi < 2; scsi++) {
+        QVirtQueue *first;
+        Virtio v;
+
+        virtio_start(&v, args, scsi ? "virtio-scsi-pci,id=s"
+                                    : "virtio-blk-pci,drive=d");
+        first = v.vq;
+        if (scsi) {
+            qtest_qmp_device_add(v.vm->qts, "scsi-hd", "hd", "{ 'drive': 'd',"
+                                 " 'bus': 's.0', 'scsi-id': 0 }");
+            v.vq = qvirtqueue_setup(v.d, &v.alloc, 2);
+            scsi_set_sizes(&v, 20, 16);
+            for (i = 0; i < 2; i++) {
+                scsi_command_done(&v, test_unit_ready, 0);
+            }
+        }
+        for (i = 0; i < 4; i++) {
+            bool on = i & 1;
+
+            (scsi ? scsi_set_write_cache : blk_set_write_cache)(&v, on);
+            snapshot_qmp(v.vm, "save", 0);
+            (scsi ? scsi_set_write_cache : blk_set_write_cache)(&v, !on);
+            if (i & 2) {
+                qtest_system_reset(v.vm->qts);
+            }
+            restore(v.vm);
+            g_assert_cmpint(write_cache(v.vm), ==, on);
+        }
+        assert_exact(v.vm);
+        if (scsi) {
+            qvirtqueue_cleanup(v.d->bus, first, &v.alloc);
+        }
+        virtio_end(&v);
+    }
 }
 
 /* Of the directories whose hooks were gone through */
@@ -1485,6 +1585,7 @@ int main(int argc, char **argv)
     snapshot_add_tests("gpu-moved", test_gpu_moved);
     snapshot_add_tests("announce", test_announce);
     snapshot_add_tests("scsi-sizes", test_scsi_sizes);
+    snapshot_add_tests("write-cache", test_write_cache);
     snapshot_add_tests("blk-requests", test_blk_requests);
     snapshot_add_test("pc", "dirty", "vapic", test_vapic);
     snapshot_add_test("pc", "remap", "vapic", test_vapic);
