@@ -876,6 +876,8 @@ static bool load_changed(DeviceStateImage *image, bool *others)
             tell_reason(image, section->idstr, "cannot be loaded",
                         DEVICE_STATE_RESET_MACHINE);
             ok = false;
+            /* In parts only, it may not be fit to be looked at. */
+            continue;
         }
         /*
          * A subsection that was absent is not loaded; if there is need of it

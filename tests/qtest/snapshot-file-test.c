@@ -24,16 +24,9 @@
 #include "qobject/qnum.h"
 #include "qobject/qstring.h"
 #include "hw/pci/pci_regs.h"
-#include "libqos/libqos-malloc.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/virtio.h"
-#include "libqos/virtio-pci.h"
 #include "../migration/vm-snapshot-file.h"
 #include "snapshot-file-edit.h"
 #include "snapshot-utils.h"
-#include "standard-headers/linux/virtio_config.h"
-#include "standard-headers/linux/virtio_iommu.h"
-#include "standard-headers/linux/virtio_ring.h"
 
 #define PAGE    4096
 #define SLOTS   5
@@ -2614,73 +2607,6 @@ static void remove_dir(void)
     g_free(dir);
 }
 
-#define IOMMU_MACHINE "-M q35 -m 16 -rtc clock=vm -device virtio-iommu-pci," \
-    "addr=6 -device pcie-root-port,id=rp,chassis=1,addr=7 -device e1000e,bus=rp"
-
-/*
- * Catches: an endpoint of an IOMMU whose number the guest has taken from it
- * since, and that ends the QEMU that it is loaded into.
- */
-static void test_endpoint(const void *machine)
-{
-    struct virtio_iommu_req_attach attach = {
-        .head.type = VIRTIO_IOMMU_T_ATTACH,
-        .domain = 1,
-        .endpoint = 0x100,
-    };
-    g_autofree char *file = path_of("endpoint");
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(6, 0) };
-    SnapshotVM *vm = snapshot_vm_start(",slots=5", IOMMU_MACHINE), *other;
-    QPCIDevice *port = qpci_device_find(vm->pci, QPCI_DEVFN(7, 0));
-    QVirtioPCIDevice *pci = virtio_pci_new(vm->pci, &addr);
-    QVirtioDevice *d = &pci->vdev;
-    QGuestAllocator alloc;
-    QVirtQueue *vq;
-    uint64_t request;
-    uint32_t head;
-
-    qpci_config_writel(port, PCI_PRIMARY_BUS, 0x00010100);
-    pc_alloc_init(&alloc, vm->qts, ALLOC_NO_FLAGS);
-    qvirtio_pci_device_enable(pci);
-    qvirtio_start_device(d);
-    qvirtio_set_features(d, qvirtio_get_features(d) &
-                         ~(QVIRTIO_F_BAD_FEATURE |
-                           1ull << VIRTIO_RING_F_INDIRECT_DESC |
-                           1ull << VIRTIO_RING_F_EVENT_IDX));
-    vq = qvirtqueue_setup(d, &alloc, 0);
-    qvirtio_set_driver_ok(d);
-    request = guest_alloc(&alloc, sizeof(attach));
-    attach.tail.status = 0xff;
-    qtest_memwrite(vm->qts, request, &attach, sizeof(attach));
-    head = qvirtqueue_add(vm->qts, vq, request,
-                          offsetof(typeof(attach), tail), false, true);
-    qvirtqueue_add(vm->qts, vq, request + offsetof(typeof(attach), tail),
-                   sizeof(attach.tail), true, false);
-    qvirtqueue_kick(vm->qts, d, vq, head);
-    qvirtio_wait_used_elem(vm->qts, d, vq, head, NULL, 10 * G_USEC_PER_SEC);
-    g_assert_cmpuint(qtest_readb(vm->qts, request +
-                                 offsetof(typeof(attach), tail.status)), ==,
-                     VIRTIO_IOMMU_S_OK);
-
-    qpci_config_writel(port, PCI_PRIMARY_BUS, 0x00050500);
-    snapshot_qmp(vm, "save", 0);
-    snapshot_qmp(vm, "restore", 0);
-    export(vm->qts, 0, file);
-    other = snapshot_vm_start(",slots=5", IOMMU_MACHINE);
-    import(other->qts, 0, file);
-    snapshot_qmp_refused(other, "restore", 0, "virtio-iommu");
-    snapshot_assert_state(other, "internal-error");
-    qtest_system_reset(other->qts);
-    snapshot_vm_end(other);
-    qvirtqueue_cleanup(d->bus, vq, &alloc);
-    g_free(pci->pdev);
-    g_free(pci);
-    g_free(port);
-    alloc_destroy(&alloc);
-    snapshot_vm_end(vm);
-    unlink(file);
-}
-
 int main(int argc, char **argv)
 {
     int ret;
@@ -2723,8 +2649,6 @@ int main(int argc, char **argv)
     snapshot_add_tests("file/touched", test_touched);
     snapshot_add_test("pc", "dirty", "file/lists", test_lists);
     snapshot_add_test("q35", "remap", "file/lists", test_lists);
-    snapshot_add_test("q35", "dirty", "file/endpoint", test_endpoint);
-    snapshot_add_test("q35", "remap", "file/endpoint", test_endpoint);
     snapshot_add_test("q35", "dirty", "file/fingerprint", test_fingerprint);
     snapshot_add_test("pc", "dirty", "file/plugged", test_plugged);
     ret = g_test_run();
