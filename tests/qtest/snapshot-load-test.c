@@ -23,6 +23,7 @@
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_gpu.h"
 #include "standard-headers/linux/virtio_ids.h"
+#include "standard-headers/linux/virtio_iommu.h"
 #include "standard-headers/linux/virtio_net.h"
 #include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_ring.h"
@@ -1400,6 +1401,44 @@ static void test_write_cache(const void *machine)
     }
 }
 
+/*
+ * Catches: an endpoint of an IOMMU whose bus has another number now: it cannot
+ * be found when it is loaded, which ended QEMU.
+ */
+static void test_iommu_endpoint(const void *machine)
+{
+    struct virtio_iommu_req_attach attach = {
+        .head.type = VIRTIO_IOMMU_T_ATTACH,
+        .domain = 1,
+        .endpoint = 0x100,
+        .tail.status = 0xff,
+    };
+    const size_t out = offsetof(struct virtio_iommu_req_attach, tail);
+    g_autofree QPCIDevice *port = NULL;
+    uint32_t head;
+    Virtio v;
+
+    virtio_start(&v, "q35 -device pcie-root-port,id=rp,chassis=1,addr=7 "
+                 "-device e1000e,bus=rp", "virtio-iommu-pci");
+    port = qpci_device_find(v.vm->pci, QPCI_DEVFN(7, 0));
+    qpci_config_writel(port, PCI_PRIMARY_BUS, 0x00010100);
+    qtest_memwrite(v.vm->qts, v.buffer, &attach, sizeof(attach));
+    head = qvirtqueue_add(v.vm->qts, v.vq, v.buffer, out, false, true);
+    qvirtqueue_add(v.vm->qts, v.vq, v.buffer + out, sizeof(attach.tail), true,
+                   false);
+    qvirtqueue_kick(v.vm->qts, v.d, v.vq, head);
+    qvirtio_wait_used_elem(v.vm->qts, v.d, v.vq, head, NULL,
+                           10 * G_USEC_PER_SEC);
+    g_assert_cmpuint(qtest_readb(v.vm->qts, v.buffer + out), ==,
+                     VIRTIO_IOMMU_S_OK);
+    snapshot_qmp(v.vm, "save", 0);
+    qpci_config_writel(port, PCI_PRIMARY_BUS, 0x00050500);
+    snapshot_qmp_refused(v.vm, "save", 1, "virtio-iommu");
+    restore_all_ways(v.vm);
+    snapshot_qmp(v.vm, "save", 1);
+    virtio_end(&v);
+}
+
 /* Of the directories whose hooks were gone through */
 static const char *const devices[] = {
     "e1000", "e1000e", "igb", "rtl8139", "i82550", "i82559er", "i82801",
@@ -1586,6 +1625,8 @@ int main(int argc, char **argv)
     snapshot_add_tests("announce", test_announce);
     snapshot_add_tests("scsi-sizes", test_scsi_sizes);
     snapshot_add_tests("write-cache", test_write_cache);
+    snapshot_add_test("q35", "dirty", "iommu-endpoint", test_iommu_endpoint);
+    snapshot_add_test("q35", "remap", "iommu-endpoint", test_iommu_endpoint);
     snapshot_add_tests("blk-requests", test_blk_requests);
     snapshot_add_test("pc", "dirty", "vapic", test_vapic);
     snapshot_add_test("pc", "remap", "vapic", test_vapic);
