@@ -378,6 +378,42 @@ static void test_message(const void *machine)
     snapshot_vm_end(vm);
 }
 
+/*
+ * Catches: a device that a reset of the machine still reaches after it was
+ * unplugged: what is in its memory by now is written to.
+ */
+static void test_reset_unplugged(const void *machine)
+{
+    static const char *const nics[] = {
+        "e1000", "i82557a", "ne2k_pci", "pcnet", "rtl8139", "tulip",
+        "virtio-net-pci", "vmxnet3",
+    };
+    SnapshotVM *vm;
+    unsigned i, n;
+
+    /* What is freed is overwritten, so that QEMU ends if it goes by it. */
+    g_setenv("MALLOC_PERTURB_", "85", true);
+    vm = snapshot_vm_start("", "-M %s -nodefaults %s", (const char *)machine,
+                           strcmp(machine, "q35") ? "-device pci-bridge,id=b,"
+                           "chassis_nr=1,addr=10" :
+                           "-device pcie-root-port,id=p "
+                           "-device pcie-pci-bridge,id=b,bus=p");
+    for (i = 0; i < ARRAY_SIZE(nics); i++) {
+        g_test_message("%s", nics[i]);
+        qtest_qmp_device_add(vm->qts, nics[i], "e",
+                             "{ 'bus': 'b', 'addr': '2' }");
+        qtest_qmp_device_del_send(vm->qts, "e");
+        g_assert_true(acpi_answer(vm, machine));
+        wait_deleted(vm, "e");
+        /* It is freed by another thread, after a while. */
+        for (n = 0; n < 10; n++) {
+            g_usleep(10 * 1000);
+            qtest_system_reset(vm->qts);
+        }
+    }
+    snapshot_vm_end(vm);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -390,5 +426,6 @@ int main(int argc, char **argv)
     snapshot_add_tests("loadvm", test_loadvm);
     snapshot_add_tests("no-section", test_no_section);
     snapshot_add_tests("message", test_message);
+    snapshot_add_tests("reset-unplugged", test_reset_unplugged);
     return g_test_run();
 }
